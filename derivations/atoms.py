@@ -1,0 +1,275 @@
+"""Stable functions as SymPy Functions: what they mean, and how they are computed.
+
+An atom has two readings. `definition` is its meaning in textbook functions: proofs and enclosures use
+it. `recipe` is how generated code computes it, written in `PRIMITIVES` (each one torch call) and in other
+atoms: the printers use it. A proof step for each atom shows that the two are equal (`theorems.py`).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from sympy import Abs, Eq, Expr, Function, Max, Min, Ne, Piecewise, S, Symbol, besselk, cosh, exp, log, sqrt, tanh
+from sympy.codegen.cfunctions import expm1, hypot, log1p
+
+__all__ = [
+    "ATOMS",
+    "Atom",
+    "clip",
+    "logcosh",
+    "dominated_difference",
+    "exp_times",
+    "expand_atoms",
+    "expm1",
+    "hypot",
+    "log1p",
+    "log1p_square",
+    "product",
+    "ratio",
+    "recipe_of",
+    "saturated",
+    "scaled_k1",
+    "sech2",
+    "sigmoid",
+    "softplus",
+    "tanhc",
+]
+
+
+class Atom(Function):  # type: ignore[misc]
+    """A function of real arguments with a textbook definition and a stable recipe."""
+
+    real_arguments: ClassVar[int] = 1
+
+    @classmethod
+    def define(cls, *args: Expr) -> Expr:
+        """The meaning, in functions that need no explanation."""
+        raise TypeError(f"{cls.__name__} has no definition")
+
+    @classmethod
+    def recipe(cls, *args: Expr) -> Expr:
+        """How it is computed."""
+        raise TypeError(f"{cls.__name__} has no recipe")
+
+    def fdiff(self, argindex: int = 1) -> Expr:
+        """The derivative is the derivative of the definition, unless an atom knows a stable one."""
+        dummies = [Symbol(f"x{i}", real=True) for i in range(len(self.args))]
+        slope = self.define(*dummies).diff(dummies[argindex - 1])
+        return slope.xreplace(dict(zip(dummies, self.args, strict=True)))
+
+    def _eval_is_real(self) -> bool | None:
+        return True if all(arg.is_real for arg in self.args) else None
+
+
+class sigmoid(Atom):
+    """σ(x) = 1/(1 + e^{−x})."""
+
+    @classmethod
+    def define(cls, *args: Expr) -> Expr:
+        return 1 / (1 + exp(-args[0]))
+
+    def fdiff(self, argindex: int = 1) -> Expr:
+        return sigmoid(self.args[0]) * sigmoid(-self.args[0])
+
+
+class softplus(Atom):
+    """sp(x) = log(1 + eˣ); no overflow for large x, no loss for very negative x."""
+
+    @classmethod
+    def define(cls, *args: Expr) -> Expr:
+        return log(1 + exp(args[0]))
+
+    @classmethod
+    def recipe(cls, *args: Expr) -> Expr:
+        (x,) = args
+        return Max(x, 0) + log1p(exp(-Abs(x)))
+
+    def fdiff(self, argindex: int = 1) -> Expr:
+        return sigmoid(self.args[0])
+
+
+class logcosh(Atom):
+    """log cosh x; its absolute error is small everywhere, its relative error is not near 0."""
+
+    @classmethod
+    def define(cls, *args: Expr) -> Expr:
+        return log(cosh(args[0]))
+
+    @classmethod
+    def recipe(cls, *args: Expr) -> Expr:
+        (x,) = args
+        return Abs(x) + (log1p(exp(-2 * Abs(x))) - log(2))
+
+    def fdiff(self, argindex: int = 1) -> Expr:
+        return tanh(self.args[0])
+
+
+class sech2(Atom):
+    """sech²x = 1 − tanh²x without the cancellation: it underflows where tanh² merely rounds to 1."""
+
+    @classmethod
+    def define(cls, *args: Expr) -> Expr:
+        return 1 / cosh(args[0]) ** 2
+
+    @classmethod
+    def recipe(cls, *args: Expr) -> Expr:
+        decay = exp(-2 * Abs(args[0]))
+        return 4 * decay / (1 + decay) ** 2
+
+    def fdiff(self, argindex: int = 1) -> Expr:
+        return -2 * tanh(self.args[0]) * sech2(self.args[0])
+
+
+class tanhc(Atom):
+    """tanh(x)/x, and 1 at 0."""
+
+    @classmethod
+    def define(cls, *args: Expr) -> Expr:
+        (x,) = args
+        return Piecewise((tanh(x) / x, Ne(x, 0)), (S.One, True))
+
+    @classmethod
+    def recipe(cls, *args: Expr) -> Expr:
+        (x,) = args
+        # Dividing by 1 at 0 keeps NaN out of the branch that is not taken, and so out of its gradient.
+        nonzero = Piecewise((S.One, Eq(x, 0)), (x, True))
+        return Piecewise((S.One, Eq(x, 0)), (ratio(tanh(x), nonzero), True))
+
+
+class log1p_square(Atom):
+    """log(1 + x²), also where x² overflows."""
+
+    @classmethod
+    def define(cls, *args: Expr) -> Expr:
+        return log(1 + args[0] ** 2)
+
+    @classmethod
+    def recipe(cls, *args: Expr) -> Expr:
+        (x,) = args
+        # Each branch sees only arguments that it can take, so neither has a NaN gradient.
+        small = clip(x, S.NegativeOne, S.One)
+        large = Max(Abs(x), 1)
+        return Piecewise(
+            (log1p(small**2), Abs(x) <= 1),
+            (2 * log(large) + log1p(ratio(ratio(S.One, large), large)), True),
+        )
+
+    def fdiff(self, argindex: int = 1) -> Expr:
+        (x,) = self.args
+        return 2 * x / (1 + x**2)
+
+
+class clip(Atom):
+    """x limited to [low, high]; the derivative at the limits is that of the outside, 0."""
+
+    @classmethod
+    def define(cls, *args: Expr) -> Expr:
+        x, low, high = args
+        return Min(Max(x, low), high)
+
+    def fdiff(self, argindex: int = 1) -> Expr:
+        x, low, high = self.args
+        inside = (x > low) & (x < high)
+        return {
+            1: Piecewise((S.One, inside), (S.Zero, True)),
+            2: Piecewise((S.One, x <= low), (S.Zero, True)),
+            3: Piecewise((S.One, x >= high), (S.Zero, True)),
+        }[argindex]
+
+
+class ratio(Atom):
+    """x/y, kept together: SymPy would reorder the product around it, and could make it overflow."""
+
+    @classmethod
+    def define(cls, *args: Expr) -> Expr:
+        return args[0] / args[1]
+
+    def fdiff(self, argindex: int = 1) -> Expr:
+        x, y = self.args
+        return 1 / y if argindex == 1 else -ratio(x, y) / y
+
+
+class exp_times(Atom):
+    """eˣ·y in two steps of e^{x/2}, so that a large eˣ meets a small y before it overflows."""
+
+    @classmethod
+    def define(cls, *args: Expr) -> Expr:
+        return exp(args[0]) * args[1]
+
+    @classmethod
+    def recipe(cls, *args: Expr) -> Expr:
+        x, y = args
+        half = saturated(exp(x / 2))
+        return product(half, product(half, y))
+
+    def fdiff(self, argindex: int = 1) -> Expr:
+        x, y = self.args
+        return exp_times(x, y) if argindex == 1 else exp(x)
+
+
+class product(Atom):
+    """x·y, kept together, as `ratio` is."""
+
+    @classmethod
+    def define(cls, *args: Expr) -> Expr:
+        return args[0] * args[1]
+
+
+class saturated(Atom):
+    """x, where overflow gives the largest finite number instead of ∞: so that 0·x stays 0."""
+
+    @classmethod
+    def define(cls, *args: Expr) -> Expr:
+        return args[0]
+
+
+class scaled_k1(Atom):
+    """eˣK₁(x), x > 0: the modified Bessel function of the second kind without its decay."""
+
+    @classmethod
+    def define(cls, *args: Expr) -> Expr:
+        return exp(args[0]) * besselk(1, args[0])
+
+
+class dominated_difference(Atom):
+    """x − y where y grows faster than x: −∞, not NaN, once y has overflowed."""
+
+    @classmethod
+    def define(cls, *args: Expr) -> Expr:
+        return args[0] - args[1]
+
+
+ATOMS: tuple[type[Atom], ...] = (
+    sigmoid, softplus, logcosh, sech2, tanhc, log1p_square, clip, ratio, product, exp_times,
+    saturated, scaled_k1, dominated_difference,
+)  # fmt: skip
+
+
+def expand_atoms(expr: Expr) -> Expr:
+    """Replaces every atom by its definition: what proofs and enclosures work on."""
+    while True:
+        found = expr.atoms(Atom)
+        if not found:
+            return _expand_codegen(expr)
+        expr = expr.xreplace({atom: atom.define(*atom.args) for atom in found if not _holds_atom(atom)})
+
+
+def recipe_of(atom: Atom) -> Expr | None:
+    """The recipe, or None where the atom is itself one line of code."""
+    if type(atom).recipe.__func__ is Atom.recipe.__func__:  # type: ignore[attr-defined]
+        return None
+    return atom.recipe(*atom.args)
+
+
+def _holds_atom(atom: Atom) -> bool:
+    return any(arg.has(Atom) for arg in atom.args)
+
+
+def _expand_codegen(expr: Expr) -> Expr:
+    """The stable functions that SymPy itself knows: log1p, expm1, hypot."""
+    return (
+        expr.replace(log1p, lambda x: log(1 + x))
+        .replace(expm1, lambda x: exp(x) - 1)
+        .replace(hypot, lambda x, y: sqrt(x**2 + y**2))
+    )
+

@@ -1,0 +1,136 @@
+"""Posterior-mean activations as modules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from implicit_em.kernels import HALF_SEPARATION, Kernel, Parameter
+from implicit_em.kernels import kernel as resolved
+
+
+class PosteriorMeanActivation(nn.Module):
+    """z ↦ E[sign | z] when μ = ±m with equal weights: tanh(½[d(z + m) − d(z − m)]) for an even energy d.
+
+    Elementwise, any shape; dimensionless, in [−1, 1], in the dtype of the input. Its gradient is autograd's.
+
+    Args:
+        kernel: a Kernel of geometry location, or the name of a built-in one.
+        m: half the distance of the two hypotheses, ≥ 0, in the unit of z.
+        learnable: trains m and every parameter, inside its domain whatever step an optimizer takes. What it
+            trains is `unconstrained_<name>`: the log of the distance to the lower end of the domain, or the
+            value itself where there is none. A positive value comes back to rounding, and 1 exactly. Kept in
+            torch's default dtype, or that of a tensor given.
+        params: the kernel's parameters; defaults where left out.
+    m and params are numbers, or tensors that broadcast against z. What is not learnable stays as given:
+    numbers as Python floats, which `.to(torch.bfloat16)` does not round, and tensors as buffers, whose values
+    are not checked.
+
+    Raises:
+        ValueError: the kernel is not elementwise or has no activation; a number outside its domain, or a
+            learnable value not strictly inside.
+        TypeError: an unknown parameter; the message says which are expected.
+    Accuracy: findings `posterior_mean.accuracy` and `activation_grad.accuracy`.
+    """
+
+    def __init__(
+        self, kernel: str | Kernel, m: float | Tensor = 1.0, learnable: bool = False, **params: float | Tensor
+    ) -> None:
+        super().__init__()
+        self.kernel = _elementwise(resolved(kernel))
+        self.learnable = learnable
+        self._domains = {"m": HALF_SEPARATION, **self.kernel.parameters}
+        self._numbers: dict[str, float] = {}
+        for name, value in _complete(self.kernel, {"m": m, **params}).items():
+            self._store(name, value)
+
+    @property
+    def m(self) -> float | Tensor:
+        """Half the distance of the two hypotheses."""
+        return self._value("m")
+
+    @property
+    def params(self) -> dict[str, float | Tensor]:
+        """The kernel's parameters as they are now."""
+        return {name: self._value(name) for name in self.kernel.parameters}
+
+    def forward(self, z: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        return self.kernel.activation(z, self.m, **self.params)
+
+    def extra_repr(self) -> str:
+        values = [f"{name}={_shown(self._value(name))}" for name in self._domains]
+        return ", ".join([self.kernel.name, *values] + ["learnable"] * self.learnable)
+
+    def _store(self, name: str, value: float | Tensor) -> None:
+        if not isinstance(value, Tensor):
+            self._domains[name].check(value)
+        if self.learnable:
+            real = nn.Parameter(_unconstrained(value, self._domains[name]))
+            self.register_parameter(f"unconstrained_{name}", real)
+        elif isinstance(value, Tensor):
+            self.register_buffer(f"fixed_{name}", value)
+        else:
+            self._numbers[name] = float(value)
+
+    def _value(self, name: str) -> float | Tensor:
+        if self.learnable:
+            return _constrained(self.get_parameter(f"unconstrained_{name}"), self._domains[name])
+        return self._numbers[name] if name in self._numbers else self.get_buffer(f"fixed_{name}")
+
+
+def _unconstrained(value: float | Tensor, domain: Parameter) -> Tensor:
+    """The real number, or numbers, that `_constrained` maps to `value`; computed in float64."""
+    exact = torch.as_tensor(value, dtype=torch.float64).detach()
+    if math.isfinite(domain.upper):
+        raise ValueError(f"expected a learnable {domain.name} without an upper end, got {domain.interval}")
+    if not bool(((exact > domain.lower) & (exact < domain.upper)).all()):
+        raise ValueError(
+            f"expected a learnable {domain.name} strictly inside {domain.interval}, got {_shown(exact)}"
+        )
+    if math.isfinite(domain.lower):
+        exact = torch.log(exact - domain.lower)
+    return exact.to(value.dtype if isinstance(value, Tensor) else torch.get_default_dtype())
+
+
+def _constrained(real: Tensor, domain: Parameter) -> Tensor:
+    """The value inside the domain that a real number stands for."""
+    if not math.isfinite(domain.lower):
+        return real
+    limits = torch.finfo(real.dtype)
+    # Underflow, overflow or rounding would reach an end: stop one step of the dtype before it.
+    first = domain.lower + max(limits.tiny, abs(domain.lower) * limits.eps)
+    return (domain.lower + torch.exp(real)).clamp(first, limits.max)
+
+
+def _elementwise(kernel: Kernel) -> Kernel:
+    if kernel.geometry != "location":
+        raise ValueError(
+            f"expected an elementwise kernel, {kernel.name} is one of vectors ({kernel.geometry})"
+        )
+    if "activation" not in kernel.functions:
+        raise ValueError(
+            f"expected a kernel with an activation, {kernel.name} has {', '.join(kernel.functions)}"
+        )
+    return kernel
+
+
+def _complete(kernel: Kernel, given: Mapping[str, float | Tensor]) -> dict[str, float | Tensor]:
+    """m and every parameter, from what was given and the defaults."""
+    names = ("m", *kernel.parameters)
+    unknown = [name for name in given if name not in names]
+    if unknown:
+        raise TypeError(
+            f"the activation of {kernel.name} takes {', '.join(names)}; {', '.join(unknown)} is unknown"
+        )
+    defaults = {name: domain.default for name, domain in kernel.parameters.items()}
+    return {name: {**defaults, **given}[name] for name in names}
+
+
+def _shown(value: float | Tensor) -> str:
+    if isinstance(value, Tensor) and value.numel() != 1:
+        return f"tensor{tuple(value.shape)}"
+    return f"{value.item() if isinstance(value, Tensor) else value:.6g}"

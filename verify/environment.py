@@ -1,0 +1,89 @@
+"""What a run stands on: versions, machine, and what is not there."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+DEVICES = ("cpu", "cuda")
+BACKENDS = ("eager", "compile", "triton")
+# Report key → distribution.
+_PACKAGES = {
+    "implicit_em": "implicit-em",
+    "torch": "torch",
+    "sympy": "sympy",
+    "flint": "python-flint",
+    "mpmath": "mpmath",
+    "numpy": "numpy",
+    "hypothesis": "hypothesis",
+    "scikit_learn": "scikit-learn",
+}
+
+
+@lru_cache(maxsize=1)
+def environment() -> dict[str, str]:
+    """Versions and hardware, as the report's `environment` writes them."""
+    return {
+        "python": platform.python_version(),
+        **versions(),
+        "platform": platform.platform(),
+        "device": ", ".join(device_names()),
+        "cpu": f"{_cpu_model()} ({torch.backends.cpu.get_cpu_capability()})",
+    }
+
+
+def versions() -> dict[str, str]:
+    """The versions of the packages that a verdict depends on; "not installed" for what is run from its sources."""
+    found = {}
+    for key, distribution in _PACKAGES.items():
+        try:
+            found[key] = importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            found[key] = "not installed"
+    return found
+
+
+def device_names() -> list[str]:
+    """Every device of `DEVICES` that is here; an accelerator with its model."""
+    cuda = [f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
+    return ["cpu", *cuda]
+
+
+def compiler() -> str | None:
+    """The path of the C++ compiler that `torch.compile` would call on a CPU; None where there is none."""
+    return next(filter(None, map(shutil.which, (os.environ.get("CXX") or "g++", "clang++"))), None)
+
+
+def default_jobs() -> int:
+    """The processors that this process may use."""
+    usable = getattr(os, "sched_getaffinity", None)  # macOS and Windows know only the machine's count
+    return len(usable(0)) if usable else os.cpu_count() or 1
+
+
+@lru_cache(maxsize=64)
+def missing(device: str, backend: str) -> str | None:
+    """Why nothing can run on this device and backend here; None where it can."""
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        return f"device {device}: torch sees no CUDA device on this machine"
+    if backend == "triton" and not device.startswith("cuda"):
+        return f"backend triton: needs a CUDA device, and the tensors are on {device}"
+    if backend == "triton" and importlib.util.find_spec("triton") is None:
+        return "backend triton: the package triton is not installed"
+    if backend == "compile" and device == "cpu" and compiler() is None:
+        return "backend compile: no C++ compiler on the PATH (g++, clang++ or $CXX)"
+    return None
+
+
+def _cpu_model() -> str:
+    """The processor's name as the system gives it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()

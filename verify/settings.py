@@ -1,0 +1,35 @@
+"""How hard a run tries: profile, seed, dtypes, devices, backends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Profile = Literal["quick", "standard", "deep"]
+PROFILES: tuple[Profile, ...] = get_args(Profile)
+
+# Random points per cell. A cell is one property of one function in one dtype; six to ten cells make a
+# kernel and dtype, so that "deep" tries more than 10⁶ points for each.
+POINTS: dict[Profile, int] = {"quick": 512, "standard": 4096, "deep": 262_144}
+# Rows of each real table that are compared with the oracle.
+ROWS: dict[Profile, int] = {"quick": 4, "standard": 16, "deep": 256}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user asked for. `checks` None means every check that applies."""
+
+    profile: Profile = "standard"
+    seed: int = 0
+    dtypes: tuple[str, ...] = ("float64", "float32")
+    devices: tuple[str, ...] = ("cpu",)
+    backends: tuple[str, ...] = ("eager",)
+    checks: tuple[str, ...] | None = None
+
+    @property
+    def points(self) -> int:
+        return POINTS[self.profile]
+
+    @property
+    def rows(self) -> int:
+        return ROWS[self.profile]

@@ -1,0 +1,258 @@
+"""Performs tasks, in this process or in worker processes that stay with a kernel once they have loaded it."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import shlex
+import signal
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import TYPE_CHECKING, Any
+
+from verify.finding import Cell, Finding
+from verify.settings import Settings
+
+if TYPE_CHECKING:
+    from verify.checks import Check
+    from verify.subject import Subject
+
+Page = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """Where subjects, checks and pages come from. The functions are importable by name: they travel to workers."""
+
+    load: Callable[[str], Subject]
+    checks: Callable[[], Mapping[str, Check]]
+    page: Callable[[str, Settings], Page]
+
+
+def _load(spec: str) -> Subject:
+    from verify.subject import load_subject
+
+    return load_subject(spec)
+
+
+def _checks() -> Mapping[str, Check]:
+    from verify.checks import CHECKS
+
+    return CHECKS
+
+
+def _page(spec: str, settings: Settings) -> Page:
+    from verify.pages import page
+
+    return page(spec, settings)
+
+
+WORKBENCH = Workbench(load=_load, checks=_checks, page=_page)
+
+
+@lru_cache(maxsize=256)
+def subject(bench: Workbench, spec: str) -> Subject:
+    """The kernel behind a spec, loaded once in each process."""
+    return bench.load(spec)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One cell of one kernel, or, where `cell` is None, what the report shows of that kernel besides."""
+
+    spec: str
+    cell: Cell | None
+
+
+def perform(task: Task, settings: Settings, bench: Workbench) -> Finding | Page:
+    """Runs one task in this process. A check that raises, or answers something else, is a failed finding."""
+    try:
+        if task.cell is None:
+            return _through_json(bench.page(task.spec, settings))
+        check = bench.checks()[task.cell.check]
+        finding = check.run(subject(bench, task.spec), task.cell, settings)
+        if not isinstance(finding, Finding) or finding.cell != task.cell:
+            raise TypeError(f"expected a Finding on {task.cell}, got {finding!r}")
+        finding = Finding.from_dict(_through_json(finding.as_dict()))
+    except Exception as error:  # whatever a check raises is a finding about it
+        return crashed(task, settings, f"{type(error).__name__}: {error}")
+    return finding if finding.reproduce else replace(finding, reproduce=reproduce(task.spec, finding.cell, settings))
+
+
+def _through_json(value: Any) -> Any:
+    """What JSON cannot carry would be lost with the whole report at its end: better found here, with its name."""
+    return json.loads(json.dumps(value))
+
+
+def crashed(task: Task, settings: Settings, what: str) -> Finding | Page:
+    """The outcome of a task that ended without one."""
+    reason = f"crashed: {' '.join(what.split())}"
+    if task.cell is None:
+        return {"crashed": reason}
+    command = reproduce(task.spec, task.cell, settings)
+    return Finding(task.cell, "failed", None, 0, reason=reason, reproduce=command)
+
+
+def reproduce(spec: str, cell: Cell, settings: Settings) -> str:
+    """The command that gives the finding of this cell again."""
+    words = ["implicit-em", "verify", spec, "--check", cell.check]
+    if not cell.is_symbolic:
+        words += ["--dtype", cell.dtype, "--device", cell.device, "--backend", cell.backend]
+    words += ["--profile", settings.profile, "--seed", str(settings.seed)]
+    return shlex.join(words)
+
+
+def execute(
+    tasks: Iterable[Task], settings: Settings, bench: Workbench, jobs: int
+) -> Iterator[tuple[Task, Finding | Page]]:
+    """Yields each task with its outcome, as they end; the workers end with the generator.
+
+    Args:
+        jobs: worker processes; 1 stays in this process.
+    """
+    queue = _Queue(tasks)
+    if jobs > 1:
+        with _Crew(settings, bench) as crew:
+            yield from crew.execute(queue, jobs)
+        return
+    while task := queue.take(None):
+        with _one_thread():
+            outcome = perform(task, settings, bench)
+        yield task, outcome
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Torch on one thread, as in a worker: the order of a sum, and so its rounding, depends on it."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+class _Queue:
+    """Tasks by kernel. Loading a kernel is dear: a worker stays with the one it has while that has tasks left."""
+
+    def __init__(self, tasks: Iterable[Task]) -> None:
+        self._left: dict[str, deque[Task]] = {}
+        # A symbolic proof or a page takes long, and one left to the end would be waited for by everyone.
+        for task in sorted(tasks, key=lambda task: task.cell is not None and not task.cell.is_symbolic):
+            self._left.setdefault(task.spec, deque()).append(task)
+        self._unclaimed = sorted(self._left, key=lambda spec: -len(self._left[spec]))
+
+    def take(self, held: str | None) -> Task | None:
+        """The next task for a worker that has the kernel `held` loaded; None where nothing is left."""
+        if held is not None and self._left.get(held):
+            return self._left[held].popleft()
+        if self._unclaimed:
+            return self._left[self._unclaimed.pop(0)].popleft()
+        longest = max(self._left.values(), key=len, default=None)
+        return longest.pop() if longest else None
+
+
+@dataclass
+class _Worker:
+    """A process with at most one task, so that it is known which task killed it."""
+
+    process: BaseProcess
+    pipe: Connection
+    task: Task | None = None
+
+    def give(self, task: Task) -> None:
+        self.task = task
+        with suppress(BrokenPipeError):  # it died while idle: `answer` will find the pipe's end
+            self.pipe.send(task)
+
+    def answer(self) -> Finding | Page | None:
+        """The outcome of its task; None where the process died over it."""
+        try:
+            outcome: Finding | Page = self.pipe.recv()
+        except (EOFError, ConnectionResetError):
+            return None
+        return outcome
+
+    def death(self) -> str:
+        self.process.join()
+        code = self.process.exitcode or 0
+        return f"the worker died of {signal.Signals(-code).name}" if code < 0 else f"the worker exited with {code}"
+
+    def end(self) -> None:
+        self.pipe.close()
+        self.process.terminate()
+        self.process.join()
+
+
+class _Crew:
+    """The worker processes of one run; they end with the block."""
+
+    def __init__(self, settings: Settings, bench: Workbench) -> None:
+        self._settings = settings
+        self._bench = bench
+        self._context = _context()
+        self._workers: list[_Worker] = []
+
+    def __enter__(self) -> _Crew:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._workers:
+            worker.end()
+
+    def execute(self, queue: _Queue, jobs: int) -> Iterator[tuple[Task, Finding | Page]]:
+        idle = [self._start() for _ in range(jobs)]
+        busy: dict[Connection, _Worker] = {}
+        while True:
+            while idle and (task := queue.take(idle[-1].task.spec if idle[-1].task else None)):
+                worker = idle.pop()
+                worker.give(task)
+                busy[worker.pipe] = worker
+            if not busy:
+                return
+            for pipe in wait(list(busy)):
+                worker = busy.pop(pipe)  # type: ignore[arg-type]  # `wait` gives back what it was given
+                task, outcome = worker.task, worker.answer()
+                assert task is not None
+                if outcome is None:
+                    outcome = crashed(task, self._settings, worker.death())
+                    self._workers.remove(worker)
+                    worker = self._start()
+                idle.append(worker)
+                yield task, outcome
+
+    def _start(self) -> _Worker:
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(target=_serve, args=(theirs, self._settings, self._bench), daemon=True)
+        process.start()
+        theirs.close()
+        worker = _Worker(process, ours)
+        self._workers.append(worker)
+        return worker
+
+
+def _context() -> Any:
+    """A fork server, where there is one, imports torch and SymPy once for all workers."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["verify.checks", "verify.subject", "verify.pages"])
+    return context
+
+
+def _serve(pipe: Connection, settings: Settings, bench: Workbench) -> None:
+    """A worker's whole life: tasks in, outcomes out, until the pipe ends."""
+    import torch
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which then ends its workers
+    torch.set_num_threads(1)
+    with suppress(EOFError):
+        while True:
+            pipe.send(perform(pipe.recv(), settings, bench))
