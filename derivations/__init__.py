@@ -4,22 +4,22 @@ from derivations.catalogue import kernel_names, load_kernel
 from derivations.geometry import DIRECTION, LEARNED, LOCATION, QUADRATIC, Geometry, m, mu, u, z
 from derivations.kernel import Fact, Kernel
 from derivations.parameter import KernelError, Parameter
-#from derivations.proof import Derivation, Step
-#from derivations.derive import derive
+from derivations.proof import Derivation, Step
+from derivations.derivation import derive
 
 __all__ = [
     "DIRECTION",
     "LEARNED",
     "LOCATION",
     "QUADRATIC",
-#    "Derivation",
+    "Derivation",
     "Fact",
     "Geometry",
     "Kernel",
     "KernelError",
     "Parameter",
-#    "Step",
-#    "derive",
+    "Step",
+    "derive",
     "kernel_names",
     "load_kernel",
     "m",

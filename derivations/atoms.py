@@ -21,6 +21,7 @@ __all__ = [
     "exp_times",
     "expand_atoms",
     "expm1",
+    "has_recipe",
     "hypot",
     "log1p",
     "log1p_square",
@@ -68,6 +69,9 @@ class sigmoid(Atom):
     def define(cls, *args: Expr) -> Expr:
         return 1 / (1 + exp(-args[0]))
 
+    def _eval_is_positive(self) -> bool | None:
+        return self._eval_is_real()
+
     def fdiff(self, argindex: int = 1) -> Expr:
         return sigmoid(self.args[0]) * sigmoid(-self.args[0])
 
@@ -83,6 +87,9 @@ class softplus(Atom):
     def recipe(cls, *args: Expr) -> Expr:
         (x,) = args
         return Max(x, 0) + log1p(exp(-Abs(x)))
+
+    def _eval_is_positive(self) -> bool | None:
+        return self._eval_is_real()
 
     def fdiff(self, argindex: int = 1) -> Expr:
         return sigmoid(self.args[0])
@@ -115,6 +122,9 @@ class sech2(Atom):
     def recipe(cls, *args: Expr) -> Expr:
         decay = exp(-2 * Abs(args[0]))
         return 4 * decay / (1 + decay) ** 2
+
+    def _eval_is_positive(self) -> bool | None:
+        return self._eval_is_real()
 
     def fdiff(self, argindex: int = 1) -> Expr:
         return -2 * tanh(self.args[0]) * sech2(self.args[0])
@@ -254,11 +264,14 @@ def expand_atoms(expr: Expr) -> Expr:
         expr = expr.xreplace({atom: atom.define(*atom.args) for atom in found if not _holds_atom(atom)})
 
 
+def has_recipe(atom: type[Atom]) -> bool:
+    """Whether an atom is computed from others; if not, it is itself one line of code."""
+    return atom.recipe.__func__ is not Atom.recipe.__func__  # type: ignore[attr-defined]
+
+
 def recipe_of(atom: Atom) -> Expr | None:
-    """The recipe, or None where the atom is itself one line of code."""
-    if type(atom).recipe.__func__ is Atom.recipe.__func__:  # type: ignore[attr-defined]
-        return None
-    return atom.recipe(*atom.args)
+    """The recipe of an atom with its arguments, or None where it has none."""
+    return atom.recipe(*atom.args) if has_recipe(type(atom)) else None
 
 
 def _holds_atom(atom: Atom) -> bool:

@@ -35,10 +35,10 @@ def half_difference(kernel: Kernel, reading: Reading) -> Expr:
 
 
 def posterior_mean_slope(kernel: Kernel, reading: Reading) -> Expr:
-    """∂a/∂z = (1 − a²)·∂/∂z ½(d₋ − d₊), by the chain rule on the definition."""
+    """∂a/∂z = sech²T·∂T/∂z with T = ½(d₋ − d₊), by the chain rule on the definition."""
     axis = kernel.geometry.arguments[0]
     half = expand_atoms(half_difference(kernel, reading))
-    return (1 - tanh(half) ** 2) * derivative(half, axis)
+    return derivative(half, axis) / cosh(half) ** 2
 
 
 def derivative(expr: Expr, symbol: Symbol) -> Expr:

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 import flint
-from flint import arb, fmpq
+from flint import acb, arb, fmpq
 from sympy import (
     Abs, Add, And, Basic, Eq, Expr, Ge, Gt, Heaviside, Integer, Le, Lt, Max, Min, Mul, Ne, Not, Or, Piecewise, Pow,
     Rational, Symbol, asinh, atan, besseli, besselk, beta, cos, cosh, cse, erf, erfc, exp, expint, gamma, log, loggamma,
@@ -30,6 +30,11 @@ Enclosure = Callable[..., arb]
 Truth = bool | None  # True and False are certain; None: the ball straddles the limit
 
 
+def compile_analytic(expr: Expr, symbols: Sequence[Symbol]) -> Callable[..., acb]:
+    """The same for complex balls: roots and logarithms are NaN on their branch cuts, as `acb.integral` needs."""
+    return _compiled(expand_atoms(sympify(expr)), tuple(symbols), analytic=True)
+
+
 def compile_enclosure(expr: Expr, symbols: Sequence[Symbol]) -> Enclosure:
     """A function of Arb balls, one per symbol, that encloses `expr` at the precision of `flint.ctx`.
 
@@ -40,7 +45,7 @@ def compile_enclosure(expr: Expr, symbols: Sequence[Symbol]) -> Enclosure:
 
 
 @lru_cache(maxsize=4096)
-def _compiled(expr: Expr, symbols: tuple[Symbol, ...]) -> Enclosure:
+def _compiled(expr: Expr, symbols: tuple[Symbol, ...], analytic: bool = False) -> Callable[..., Any]:
     names = {symbol: f"v{i}" for i, symbol in enumerate(symbols)}
     strangers = expr.free_symbols - set(symbols)
     if strangers:
@@ -53,13 +58,14 @@ def _compiled(expr: Expr, symbols: tuple[Symbol, ...]) -> Enclosure:
         lines.append(f"    {names[target]} = {_source(value, names)}")
     arguments = ", ".join(names[symbol] for symbol in symbols)
     code = "\n".join([f"def enclose({arguments}):", *lines, f"    return {_source(body, names)}"])
-    namespace: dict[str, Any] = dict(_NAMESPACE)
+    namespace: dict[str, Any] = dict(_NAMESPACE) | (_ANALYTIC if analytic else {})
     exec(compile(code, f"<enclosure of {expr}>", "exec"), namespace)
     return namespace["enclose"]  # type: ignore[no-any-return]
 
 
-def enclose(function: Enclosure, point: Sequence[arb], *, bits: int = 80, floor: float = 0.0) -> arb:
-    """The value at a point, refined until `bits` bits are certain or the radius is below `floor`.
+def enclose(function: Enclosure, point: Sequence[Any], *, bits: int = 80, floor: float = 0.0) -> arb:
+    """The value at a point of numbers (as `exact` takes them), refined until `bits` bits are certain or the
+    radius is below `floor`.
 
     The precision doubles from `START_BITS` to `MOST_BITS`; what is undecided there comes back as it is, for
     the caller to judge.
@@ -67,7 +73,7 @@ def enclose(function: Enclosure, point: Sequence[arb], *, bits: int = 80, floor:
     precision = START_BITS
     while True:
         with flint.ctx.workprec(precision):
-            value = function(*point)
+            value = function(*map(exact, point))
             settled = value.is_finite() and (value.rel_accuracy_bits() >= bits or value.rad() <= floor)
             if settled or precision >= MOST_BITS:
                 return value
@@ -76,7 +82,7 @@ def enclose(function: Enclosure, point: Sequence[arb], *, bits: int = 80, floor:
 
 def exact(number: Any) -> arb:
     """An Arb ball of a float, an int or a SymPy rational, exact where it can be."""
-    if isinstance(number, float | int):
+    if isinstance(number, float | int | arb):
         return arb(number)
     value = sympify(number)
     if isinstance(value, Rational):
@@ -85,7 +91,7 @@ def exact(number: Any) -> arb:
 
 
 _UNARY = {
-    exp: "({0}).exp()", log: "({0}).log()", sinh: "({0}).sinh()", cosh: "({0}).cosh()", tanh: "({0}).tanh()",
+    exp: "({0}).exp()", log: "log_of({0})", sinh: "({0}).sinh()", cosh: "({0}).cosh()", tanh: "({0}).tanh()",
     asinh: "({0}).asinh()", atan: "({0}).atan()", sin: "({0}).sin()", cos: "({0}).cos()", erf: "({0}).erf()",
     erfc: "({0}).erfc()", gamma: "({0}).gamma()", loggamma: "({0}).lgamma()", Abs: "magnitude({0})",
     sign: "sign_of({0})",
@@ -145,14 +151,14 @@ def _source(expr: Basic, names: dict[Symbol, str]) -> str:
 
 def _power(base: Expr, exponent: Expr, inside: Callable[[Basic], str]) -> str:
     if exponent == Rational(1, 2):
-        return f"({inside(base)}).sqrt()"
+        return f"sqrt_of({inside(base)})"
     if exponent == Rational(-1, 2):
-        return f"({inside(base)}).rsqrt()"
+        return f"(1 / sqrt_of({inside(base)}))"
     if isinstance(exponent, Integer):
-        return f"({inside(base)}) ** {int(exponent)}"
+        return f"power({inside(base)}, {int(exponent)})"
     if base == sympify(Exp1()):
         return f"({inside(exponent)}).exp()"
-    return f"({inside(base)}) ** ({inside(exponent)})"
+    return f"(({inside(exponent)}) * log_of({inside(base)})).exp()"
 
 
 def _less(x: arb, y: arb) -> Truth:
@@ -231,6 +237,26 @@ def _beta(x: arb, y: arb) -> arb:
     return x.gamma() * y.gamma() / (x + y).gamma()
 
 
+def _power_of(x: arb, exponent: int) -> arb:
+    """xⁿ by squaring: Arb's own power gives NaN where a ball holds 0."""
+    if exponent < 0:
+        return 1 / _power_of(x, -exponent)
+    result = arb(1)
+    while exponent:
+        if exponent & 1:
+            result = result * x
+        x, exponent = x * x, exponent >> 1
+    return result
+
+
+def _logarithm(x: arb) -> arb:
+    return x.log()
+
+
+def _root(x: arb) -> arb:
+    return x.sqrt()
+
+
 def _quotient(p: int, q: int) -> arb:
     return arb(p) / q
 
@@ -239,4 +265,6 @@ _NAMESPACE = {
     "arb": arb, "quotient": _quotient, "less": _less, "less_equal": _less_equal, "equal": _equal, "negate": _negate,
     "all_of": _all_of, "any_of": _any_of, "first_case": _first_case, "sign_of": _sign, "step": _step,
     "magnitude": _magnitude, "maximum": _maximum, "minimum": _minimum, "beta_of": _beta,
+    "power": _power_of, "log_of": _logarithm, "sqrt_of": _root,
 }  # fmt: skip
+_ANALYTIC = {"log_of": lambda x: x.log(analytic=True), "sqrt_of": lambda x: x.sqrt(analytic=True)}

@@ -46,14 +46,14 @@ def stable_forms(kernel: Kernel) -> dict[str, tuple[tuple[Symbol, ...], Expr]]:
 
     add("energy", coordinates, lambda: stabilize(kernel.energy))
     if kernel.geometry is LOCATION:
-        add("influence", (u,), lambda: stabilize(_tidy(influence(kernel))))
+        add("influence", (u,), lambda: stabilize(lowest_terms(influence(kernel))))
         if kernel.is_even:
             add("irls_weight", (u,), lambda: stabilize(irls_weight(kernel)))
     for reading in kernel.readings:
         name = activation_name(kernel, reading)
         add(name, kernel.geometry.arguments, lambda reading=reading: _activation(kernel, reading))
         if len(kernel.geometry.arguments) <= 2 and kernel.geometry.name != "learned":
-            add(f"{name}_grad", kernel.geometry.arguments, lambda name=name: _activation_grad(kernel, forms[name][1]))
+            add(f"{name}_grad", kernel.geometry.arguments, lambda reading=reading, name=name: _activation_grad(kernel, reading, forms[name][1]))
     z_theta = normalizer(kernel) if "log_normalizer" not in kernel.stable else None
     if "log_normalizer" in kernel.stable or (z_theta is not None and z_theta.is_finite is not False and not z_theta.has(S.Infinity)):
         add("log_normalizer", (), lambda: stabilize(log_of(z_theta)))
@@ -65,7 +65,7 @@ def stable_forms(kernel: Kernel) -> dict[str, tuple[tuple[Symbol, ...], Expr]]:
     return forms
 
 
-def _tidy(expr: Expr) -> Expr:
+def lowest_terms(expr: Expr) -> Expr:
     """A rational function in lowest terms; anything else as it is."""
     if not expr.is_rational_function(u):
         return expr
@@ -79,9 +79,15 @@ def log_of(value: Expr) -> Expr:
 
 
 def _activation(kernel: Kernel, reading: Reading) -> Expr:
+    # Unevaluated: SymPy would turn tanh(asinh(x)) into an algebraic function whose square can overflow.
+    return tanh(_half(kernel, reading), evaluate=False)
+
+
+def _half(kernel: Kernel, reading: Reading) -> Expr:
+    """½(d₋ − d₊), stable."""
     if kernel.geometry is LOCATION and reading == "locations":
-        return tanh(stabilize(half_of(difference(kernel.energy))))
-    return tanh(stabilize(simplify(expand_atoms(half_difference(kernel, reading)))))
+        return stabilize(half_of(difference(kernel.energy)))
+    return stabilize(simplify(expand_atoms(half_difference(kernel, reading))))
 
 
 def half_of(expr: Expr) -> Expr:
@@ -89,16 +95,13 @@ def half_of(expr: Expr) -> Expr:
     return Add(*(term / 2 for term in Add.make_args(expr)))
 
 
-def _activation_grad(kernel: Kernel, activation: Expr) -> Expr:
+def _activation_grad(kernel: Kernel, reading: Reading, activation: Expr) -> Expr:
     """sech²(T)·T′ for an activation tanh(T); T′ = ½[ψ(z + m) − ψ(z − m)] on locations, by `difference`."""
-    axis = kernel.geometry.arguments[0]
-    if not isinstance(activation, tanh):
-        raise KernelError(f"kernel {kernel.name}: activation_grad: expected a stable form beside that of the activation")
-    (inside,) = activation.args
-    if kernel.geometry is LOCATION:
+    inside = activation.args[0] if isinstance(activation, tanh) else _half(kernel, reading)
+    if kernel.geometry is LOCATION and reading == "locations":
         slope = stabilize(half_of(difference(expand_atoms(influence(kernel)))))
     else:
-        slope = inside.diff(axis)
+        slope = inside.diff(kernel.geometry.arguments[0])
     return sech2(inside) * slope
 
 

@@ -21,9 +21,9 @@ def norm(u: Float[Tensor, "*batch feature"]) -> Float[Tensor, "*batch"]:
     """
     scale = u.detach().abs().amax(-1)
     apart = (scale == 0) | scale.isinf()
-    # Masked before the square root as well as after: its derivative at 0 is inf, and 0 · inf would be NaN.
+    # Where the scale is 0 or inf it is the norm itself; a 1 in place of u then keeps the gradient at 0.
     scaled = torch.where(apart[..., None], 1.0, u / torch.where(apart, 1.0, scale)[..., None])
-    return torch.where(apart, scale, scale * scaled.square().sum(-1).sqrt())
+    return scale * scaled.square().sum(-1).sqrt()
 
 
 def unit_vector(x: Float[Tensor, "*batch feature"]) -> Float[Tensor, "*batch feature"]:

@@ -35,11 +35,12 @@ KERNEL = Kernel(
         "log_normalizer": log(sqrt(2 * pi) * erf(delta / sqrt(2)) + 2 / delta * exp(-(delta**2) / 2)),
     },
     regions=(
-        {z: s, delta: s + m + t},  # both locations in the quadratic zone
-        {z: m + delta + t},  # neither, z outside of the pair
+        {z: s, m: s + q, delta: 2 * s + q + t},  # both locations in the quadratic zone, z inside of the pair
+        {z: s + q, m: s, delta: 2 * s + q + t},  # the same, z outside
+        {z: m + delta + t},  # neither location, z outside
         {m: s + delta + t, z: s},  # neither, z inside
-        {z: m + q, delta: q + t, m: t / 2 + s},  # the nearer one only, z outside
-        {m: t / 2 + s + q, delta: q + t, z: t / 2 + s},  # the nearer one only, z inside
+        {z: s + q + t / 2, delta: q + t, m: s + t / 2},  # the nearer one only, z outside
+        {z: s + t / 2, delta: q + t, m: s + q + t / 2},  # the nearer one only, z inside
     ),
     facts=(
         Fact("energy", {u: 3, delta: 2}, 4, "Huber (1964): ½k² + k(|u| − k)"),

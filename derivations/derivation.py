@@ -1,0 +1,337 @@
+"""derive(kernel): everything implicit EM says of one energy, as a list of proved steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sympy import (
+    Abs, DiracDelta, Expr, Integer, Integral, Piecewise, Rational, S, Symbol, exp, limit, log, oo, simplify, solve,
+    tanh,
+)  # fmt: skip
+
+from derivations.atoms import expand_atoms, sech2
+from derivations.calculus import (
+    curvature, derivative, half_difference, influence, irls_weight, limit_at_infinity, normalizer, pair_energies,
+    posterior_mean, posterior_mean_slope,
+)  # fmt: skip
+from derivations.enclosure import compile_enclosure, enclose, exact
+from derivations.geometry import LOCATION, Reading, m, mu, u, z
+from derivations.kernel import Fact, Kernel
+from derivations.proof import (
+    Derivation, Outcome, Region, Step, default_regions, enclosures_meet, prove, prove_sign, rational_points, symbolic_zero,
+)  # fmt: skip
+from derivations.quadrature import HalfIntegral
+from derivations.stable import activation_name, difference, lowest_terms, stable_forms
+
+# A heavy tail takes a tenth of a second a point; an integral's other check is its defining formula.
+QUADRATURE_POINTS = 16
+
+
+def derive(kernel: Kernel) -> Derivation:
+    """The derivation of a kernel: gradients, influence, weights, activation, limits, normaliser, facts.
+
+    What holds for every kernel is in `theorems.prove_theorems`.
+    """
+    steps = [*_forms(kernel), *_gradients(kernel)]
+    for reading in kernel.readings:
+        steps += _shape(kernel, reading)
+    if kernel.geometry is LOCATION:
+        steps += _location(kernel)
+    steps += [_fact(kernel, index, fact) for index, fact in enumerate(kernel.facts)]
+    return Derivation(kernel.name, tuple(steps))
+
+
+def _line_regions(kernel: Kernel) -> tuple[Region, ...]:
+    """Both half-lines of u; where the energy has cases, the inside and the outside of each."""
+    s, t = Symbol("s", positive=True), Symbol("t", positive=True)
+    limits = {
+        (condition.gts if condition.has(Abs) else None)
+        for node in expand_atoms(kernel.energy).atoms(Piecewise)
+        for _, condition in node.args
+        if condition.free_symbols
+    } - {None}
+    half = [{u: s}] if not limits else [
+        region for edge in limits for region in ({u: s, edge: s + t}, {u: edge + s})
+    ]  # fmt: skip
+    return tuple(half) + tuple({**region, u: -region[u]} for region in half)
+
+
+def _forms(kernel: Kernel) -> Iterator[Step]:
+    """Every printed form equals what the energy says."""
+    forms = stable_forms(kernel)
+    line = _line_regions(kernel) if kernel.geometry is LOCATION else ({},)
+    plane = default_regions(kernel.regions) if kernel.geometry is LOCATION else ({},)
+    everywhere = "all parameters in their domains"
+    yield prove("form.energy", "energy d", kernel.energy, forms["energy"][1], rule="stable form", regions=line)
+    if "influence" in forms:
+        rule = "differentiate the energy"
+        yield prove("form.influence", "influence ψ = ∂d/∂u", influence(kernel), forms["influence"][1], rule=rule, regions=line)
+    if "irls_weight" in forms:
+        yield prove(
+            "form.irls_weight", "weight w = ψ/u", irls_weight(kernel), forms["irls_weight"][1],
+            assumptions="u ≠ 0", rule="divide the influence by u", regions=line,
+        )  # fmt: skip
+    for reading in kernel.readings:
+        name = activation_name(kernel, reading)
+        form = forms[name][1]
+        if isinstance(form, tanh):
+            yield prove(
+                f"form.{name}", "posterior mean a = tanh T, T = ½(d₋ − d₊)", half_difference(kernel, reading), form.args[0],
+                assumptions=everywhere, rule="theorem.posterior_mean; the difference is formed before it is rounded",
+                regions=plane,
+            )  # fmt: skip
+        else:
+            yield prove(
+                f"form.{name}", "posterior mean a = r₊ − r₋", posterior_mean(kernel, reading), form,
+                assumptions=everywhere, rule="divide by the larger exponential", regions=plane,
+            )  # fmt: skip
+        if f"{name}_grad" in forms:
+            yield _slope_form(kernel, reading, form, forms[f"{name}_grad"][1], plane)
+
+
+def _slope_form(kernel: Kernel, reading: Reading, activation: Expr, slope: Expr, regions: tuple[Region, ...]) -> Step:
+    """a′; where it is sech²T·T′ with the T that was proved above, T′ is what is left to prove."""
+    name = f"form.{activation_name(kernel, reading)}_grad"
+    axis = kernel.geometry.arguments[0]
+    if isinstance(activation, tanh):
+        (inside,) = activation.args
+        rest = slope.xreplace({sech2(inside): Integer(1), sech2(Abs(inside)): Integer(1)})
+        if not rest.has(sech2) and rest != slope:
+            lhs = derivative(half_difference(kernel, reading), axis)
+            return prove(
+                name, "slope a′ = sech²T·T′: the factor T′ = ∂T/∂z", lhs, rest,
+                assumptions="away from kinks", rule="chain rule; T by the step before", regions=regions,
+            )  # fmt: skip
+    return prove(
+        name, "slope a′ = ∂a/∂z", posterior_mean_slope(kernel, reading), slope,
+        assumptions="away from kinks", rule="chain rule", regions=regions,
+    )  # fmt: skip
+
+
+def _gradients(kernel: Kernel) -> Iterator[Step]:
+    """∂L/∂(argument) = −Σ r ∂d/∂(argument), for every argument and parameter of the pair."""
+    plus, minus = pair_energies(kernel, kernel.readings[0])
+    objective = log(exp(-plus) + exp(-minus))
+    for symbol in (*kernel.geometry.arguments, *kernel.parameters):
+        slopes = derivative(plus, symbol), derivative(minus, symbol)
+        total = exp(-expand_atoms(plus)) + exp(-expand_atoms(minus))
+        rhs = -(exp(-expand_atoms(plus)) * slopes[0] + exp(-expand_atoms(minus)) * slopes[1]) / total
+        yield prove(
+            f"gradient.{symbol}", f"∂L/∂{symbol} = −(r₊ ∂d₊/∂{symbol} + r₋ ∂d₋/∂{symbol})",
+            derivative(objective, symbol), rhs,
+            assumptions="away from kinks", rule="chain rule through theorem.gradient",
+        )  # fmt: skip
+    if kernel.geometry is LOCATION:
+        energy = kernel.energy.subs(u, z - mu)
+        yield prove(
+            "m_step.location", "∂d/∂μ = −ψ(z − μ): with ψ = w·u the stationary μ is Σ r w z / Σ r w",
+            derivative(energy, mu), -influence(kernel).subs(u, z - mu),
+            assumptions="away from kinks", rule="u = z − μ",
+        )  # fmt: skip
+
+
+def _shape(kernel: Kernel, reading: Reading) -> Iterator[Step]:
+    """Parity of the posterior mean along its axis."""
+    if kernel.geometry is LOCATION and not kernel.is_even and reading == "locations":
+        return
+    half = expand_atoms(half_difference(kernel, reading))
+    if kernel.geometry.name == "learned":
+        first, second = kernel.geometry.arguments
+        mirrored = half.subs({first: second, second: first}, simultaneous=True)
+    else:
+        axis = kernel.geometry.arguments[0]
+        mirrored = half.subs(axis, -axis)
+    yield prove(
+        f"parity.{activation_name(kernel, reading)}", "the posterior mean is odd: exchanging the hypotheses changes its sign",
+        mirrored, -half, assumptions="equal weights", rule="d₊ and d₋ change places",
+        regions=default_regions(kernel.regions) if kernel.geometry is LOCATION else ({},),
+    )  # fmt: skip
+
+
+def _location(kernel: Kernel) -> Iterator[Step]:
+    forms = stable_forms(kernel)
+    if kernel.is_even:
+        yield _slope_at_zero(kernel)
+        yield from _limits(kernel, forms["activation"][1])
+    yield from _monotonicity(kernel, forms)
+    yield from _normalizer(kernel, forms)
+
+
+def _slope_at_zero(kernel: Kernel) -> Step:
+    regions = tuple({m: region[u], **{key: value for key, value in region.items() if key != u}}
+                    for region in _line_regions(kernel) if not region[u].could_extract_minus_sign())  # fmt: skip
+    lhs = derivative(half_difference(kernel, "locations"), z).subs(z, 0)
+    return prove(
+        "slope.zero", "a′(0) = ψ(m)", lhs, influence(kernel).subs(u, m),
+        assumptions="an even energy, smooth at ±m", rule="ψ is odd, sech²0 = 1", regions=regions,
+    )  # fmt: skip
+
+
+def _limits(kernel: Kernel, activation: Expr) -> Iterator[Step]:
+    """a(∞) = tanh(m·ψ(∞)); the enclosure check follows the proved form out to z = 2⁴⁸⁰."""
+    end = limit_at_infinity(kernel)
+    if end is None:
+        return
+    far = Symbol("tail", positive=True)
+    inside = expand_atoms(activation.args[0] if isinstance(activation, tanh) else activation)
+    resolved = inside.subs(z, far + m).subs({parameter: parameter for parameter in kernel.parameters})
+    for parameter in kernel.parameters:
+        if any(parameter in condition.free_symbols for node in resolved.atoms(Piecewise) for _, condition in node.args):
+            resolved = inside.subs(z, far + m + parameter)
+    resolved = resolved.replace(lambda e: isinstance(e, Piecewise), _resolved)
+    constant, moving = simplify(resolved).as_independent(far, as_Add=False)
+    reached = constant * limit(moving, far, oo)
+    reached = tanh(reached) if isinstance(activation, tanh) else reached
+    symbolic: Outcome = "holds" if symbolic_zero(reached, end) == "holds" else "undecided"
+    outcome, points = _approaches(activation, end)
+    yield Step(
+        "limit.infinity", "a(∞) = tanh(m·ψ(∞))", Symbol("a(∞)"), end, "z → +∞; a is odd", "the difference tends to 2m·ψ(∞)",
+        symbolic, outcome, points,
+    )  # fmt: skip
+
+
+def _resolved(cases: Piecewise) -> Expr:
+    """The case that holds for all positive symbols, where SymPy can tell once the condition is expanded."""
+    for value, condition in cases.args:
+        settled = condition.func(simplify(condition.lhs - condition.rhs), 0) if hasattr(condition, "lhs") else condition
+        if settled == True:  # noqa: E712  SymPy's true, not Python's
+            return value
+        if settled != False:  # noqa: E712
+            return cases
+    return cases
+
+
+def _approaches(activation: Expr, end: Expr) -> tuple[Outcome, int]:
+    """|a(2^j) − a(∞)| ≤ 2^{−j/2} for j up to 480, at rational parameters."""
+    symbols = tuple(sorted((activation.free_symbols | end.free_symbols) - {z}, key=str))
+    gap = compile_enclosure(activation - end, (z, *symbols))
+    decided = 0
+    for point in rational_points("limit.infinity", symbols, 34):
+        for exponent in (120, 240, 480):
+            value = enclose(gap, [2**exponent, *point], floor=2.0**-600)
+            if abs(value) > exact(2) ** (-exponent // 2):
+                return "refuted", decided
+            decided += bool(abs(value) <= exact(2) ** (-exponent // 2))
+    return ("holds" if decided >= 100 else "undecided"), decided
+
+
+def _monotonicity(kernel: Kernel, forms: dict[str, tuple[tuple[Symbol, ...], Expr]]) -> Iterator[Step]:
+    """Where a rises, and the exact set where its gradient vanishes."""
+    bend = curvature(kernel)
+    bend = lowest_terms(bend) if bend.is_rational_function(u) else bend if bend.has(Piecewise) else simplify(bend)
+    kinks = "away from kinks"
+    if bend.is_positive:
+        yield prove_sign(
+            "monotone", "the energy is strictly convex, so a is strictly monotone: its gradient vanishes nowhere",
+            bend, ">", assumptions=kinks, rule="ψ is strictly increasing, and a′ = sech²T·½[ψ(z + m) − ψ(z − m)]",
+        )  # fmt: skip
+        return
+    slope = forms["activation_grad"][1]
+    flat = [region for region in default_regions(kernel.regions) if symbolic_zero(slope, Integer(0), (region,)) == "holds"]
+    if flat:
+        yield prove_sign(
+            "monotone", "the energy is convex, so a never falls", _off_kinks(bend), "≥", assumptions=kinks,
+            rule="ψ does not fall",
+        )  # fmt: skip
+        for index, region in enumerate(flat[: len(flat) // 2]):
+            where = ", ".join(f"{symbol} = {value}" for symbol, value in region.items())
+            yield prove(
+                f"vanishes.{index}", f"a′ = 0 exactly where {where}, s, t > 0, and at its mirror image",
+                slope.subs(dict(region), simultaneous=True), Integer(0),
+                assumptions="s, t > 0", rule="both hypotheses have the same influence there",
+            )  # fmt: skip
+        return
+    for index, turn in enumerate(turning_points(kernel)):
+        yield prove(
+            f"turns.{index}", f"a′ = 0 at z = {turn}: a rises to there, then falls",
+            derivative(half_difference(kernel, "locations"), z).subs(z, turn), Integer(0),
+            rule="root of ψ(z + m) = ψ(z − m)",
+        )  # fmt: skip
+
+
+def turning_points(kernel: Kernel) -> list[Expr]:
+    """The positive roots of ψ(z + m) = ψ(z − m) for a rational influence."""
+    gap = difference(lowest_terms(expand_atoms(influence(kernel)))).as_numer_denom()[0]
+    return [found for found in solve(gap, z) if found.is_positive]
+
+
+def _off_kinks(bend: Expr) -> Expr:
+    """The curvature without the point masses that a kink contributes."""
+    return bend.replace(DiracDelta, lambda *_: Integer(0))
+
+
+def _normalizer(kernel: Kernel, forms: dict[str, tuple[tuple[Symbol, ...], Expr]]) -> Iterator[Step]:
+    value = normalizer(kernel)
+    if value is None:
+        return
+    integral = Integral(exp(-kernel.energy), (u, -oo, oo))
+    if value is S.Infinity:
+        yield _divergence(kernel, integral)
+        return
+    half = HalfIntegral(kernel)
+    outcome, points, bits = _quadrature(kernel, value, half)
+    yield Step(
+        "normalizer", "normaliser Z = ∫ e^{−d}", integral, value, "all parameters in their domains",
+        "defining integral after a change of variables; rigorous quadrature with a proved bound for the tail",
+        "holds", outcome, points, f"the enclosures agree to at least {bits} bits",
+    )  # fmt: skip
+    yield prove("form.log_normalizer", "log Z", log(value), forms["log_normalizer"][1], rule="logarithm of a product")
+
+
+def _quadrature(kernel: Kernel, value: Expr, half: HalfIntegral) -> tuple[Outcome, int, int]:
+    parameters = tuple(kernel.parameters)
+    closed = compile_enclosure(value, parameters)
+    decided, fewest = 0, 10**6
+    for point in rational_points(f"normalizer.{kernel.name}", parameters, QUADRATURE_POINTS):
+        # Half a normaliser at parameters within a few binades of 1: far out, the quadrature only gets slower.
+        modest = [Rational(1, 4) + coordinate / (1 + coordinate) * 4 for coordinate in point]
+        numeric = 2 * half(dict(zip(parameters, modest, strict=True)))
+        exact_value = enclose(closed, modest)
+        if not numeric.is_finite():
+            continue
+        if not numeric.overlaps(exact_value):
+            return "refuted", decided, 0
+        decided += 1
+        fewest = min(fewest, numeric.rel_accuracy_bits())
+    return ("holds" if decided == QUADRATURE_POINTS else "undecided"), decided, fewest
+
+
+def _divergence(kernel: Kernel, integral: Expr) -> Step:
+    """e^{−d} does not tend to 0 on one side, so its integral is infinite."""
+    end = limit(expand_atoms(kernel.energy), u, oo)
+    outcome, points = enclosures_meet("normalizer.divergence", expand_atoms(kernel.energy) * 0 + end, end)
+    symbols = tuple(kernel.symbols)
+    energy = compile_enclosure(kernel.energy, symbols)
+    decided = 0
+    for point in rational_points("normalizer.divergence", symbols, 120):
+        values = [abs(exact(coordinate)) for coordinate in point]
+        decided += bool(energy(*values) <= exact(log(2)) + exact(2) ** -50)
+    outcome = "holds" if decided >= 100 else "undecided"
+    return Step(
+        "normalizer", "Z = ∞: e^{−d} ≥ ½ for all u ≥ 0, so it has no integral", integral, oo, "u ≥ 0",
+        "the energy falls to a finite limit", "holds" if end.is_finite else "undecided", outcome, decided,
+    )  # fmt: skip
+
+
+def _fact(kernel: Kernel, index: int, fact: Fact) -> Step:
+    """An independent value, from a source that knows nothing of this derivation."""
+    quantity = {
+        "energy": lambda: kernel.energy,
+        "influence": lambda: influence(kernel),
+        "curvature": lambda: curvature(kernel),
+        "activation": lambda: tanh(half_difference(kernel, kernel.readings[0])),
+        "slope": lambda: derivative(half_difference(kernel, kernel.readings[0]), z).subs(z, 0),
+        "normalizer": lambda: normalizer(kernel),
+    }[fact.quantity]()
+    at = ", ".join(f"{symbol} = {value}" for symbol, value in fact.at.items())
+    lhs = expand_atoms(quantity)
+    for symbol, value in sorted(fact.at.items(), key=lambda pair: pair[1] in (oo, -oo)):
+        if value in (oo, -oo):
+            tail = Symbol("tail", positive=True)
+            lhs = limit(simplify(lhs.subs(symbol, tail + 100).replace(lambda e: isinstance(e, Piecewise), _resolved)), tail, value)
+        else:
+            lhs = lhs.subs(symbol, value)
+    return prove(
+        f"fact.{index}", f"{fact.quantity} at {at}", lhs, fact.value, assumptions="", rule=fact.source,
+        note="independent of the derivation",
+    )  # fmt: skip
