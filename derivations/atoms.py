@@ -9,14 +9,30 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from sympy import Abs, Eq, Expr, Function, Max, Min, Ne, Piecewise, S, Symbol, besselk, cosh, exp, log, sqrt, tanh
+from sympy import (
+    Abs,
+    Eq,
+    Expr,
+    Function,
+    Max,
+    Min,
+    Ne,
+    Piecewise,
+    S,
+    Symbol,
+    besselk,
+    cosh,
+    exp,
+    log,
+    sqrt,
+    tanh,
+)
 from sympy.codegen.cfunctions import expm1, hypot, log1p
 
 __all__ = [
     "ATOMS",
     "Atom",
     "clip",
-    "logcosh",
     "dominated_difference",
     "exp_times",
     "expand_atoms",
@@ -25,6 +41,7 @@ __all__ = [
     "hypot",
     "log1p",
     "log1p_square",
+    "logcosh",
     "product",
     "ratio",
     "recipe_of",
@@ -285,4 +302,3 @@ def _expand_codegen(expr: Expr) -> Expr:
         .replace(expm1, lambda x: exp(x) - 1)
         .replace(hypot, lambda x, y: sqrt(x**2 + y**2))
     )
-

@@ -7,8 +7,35 @@ forms fit for floating point come from `stable.py` and are proved equal in `proo
 from __future__ import annotations
 
 from sympy import (
-    Abs, Add, Expr, Heaviside, Integral, Mul, Piecewise, S, Symbol, Wild, besselk, beta, cosh, diff, exp, expand, expint,
-    integrate, limit, log, oo, piecewise_fold, sign, simplify, tanh,
+    Abs,
+    Add,
+    Expr,
+    Heaviside,
+    Integral,
+    Mul,
+    Piecewise,
+    S,
+    Symbol,
+    Wild,
+    besselk,
+    beta,
+    cancel,
+    cosh,
+    diff,
+    exp,
+    expand,
+    expint,
+    factor,
+    fraction,
+    integrate,
+    limit,
+    log,
+    oo,
+    piecewise_fold,
+    sign,
+    simplify,
+    tanh,
+    together,
 )  # fmt: skip
 
 from derivations.atoms import expand_atoms
@@ -52,6 +79,14 @@ def influence(kernel: Kernel) -> Expr:
     return derivative(kernel.energy, kernel.geometry.coordinates[0])
 
 
+def lowest_terms(expr: Expr) -> Expr:
+    """A rational function with its numerator factored; anything else as it is."""
+    if not expr.is_rational_function():
+        return expr
+    top, bottom = fraction(cancel(together(expr)))
+    return factor(top) / bottom
+
+
 def curvature(kernel: Kernel) -> Expr:
     """∂²d/∂u²; the energy is convex where it is not negative."""
     return derivative(influence(kernel), kernel.geometry.coordinates[0])
@@ -88,7 +123,11 @@ def normalizer(kernel: Kernel) -> Expr | None:
         return None
     if not kernel.is_even:
         ends = [limit(expand_atoms(kernel.energy), u, end) for end in (oo, -oo)]
-        return oo if any(end.is_finite for end in ends) else _closed(integrate(exp(-kernel.energy), (u, -oo, oo)))
+        return (
+            oo
+            if any(end.is_finite for end in ends)
+            else _closed(integrate(exp(-kernel.energy), (u, -oo, oo)))
+        )
     half = Symbol("t", positive=True)
     density = exp(-expand_atoms(kernel.energy).subs(u, half))
     if kernel.normalizer_map is not None:
@@ -96,7 +135,9 @@ def normalizer(kernel: Kernel) -> Expr | None:
         (variable,) = forward.free_symbols - set(kernel.symbols)
         moved = simplify(density.subs(half, forward)).replace(exp, _as_power) * diff(forward, variable)
         return _closed(2 * _integral(moved, variable, low, high))
-    return _closed(2 * Add(*(_integral(value, half, low, high) for value, low, high in _cases(density, half))))
+    return _closed(
+        2 * Add(*(_integral(value, half, low, high) for value, low, high in _cases(density, half)))
+    )
 
 
 def _integral(value: Expr, variable: Symbol, low: Expr, high: Expr) -> Expr:

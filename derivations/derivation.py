@@ -5,23 +5,56 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sympy import (
-    Abs, DiracDelta, Expr, Integer, Integral, Piecewise, Rational, S, Symbol, exp, limit, log, oo, simplify, solve,
+    Abs,
+    Expr,
+    Integer,
+    Integral,
+    Piecewise,
+    Rational,
+    S,
+    Symbol,
+    diff,
+    exp,
+    limit,
+    log,
+    oo,
+    simplify,
+    solve,
     tanh,
 )  # fmt: skip
 
 from derivations.atoms import expand_atoms, sech2
 from derivations.calculus import (
-    curvature, derivative, half_difference, influence, irls_weight, limit_at_infinity, normalizer, pair_energies,
-    posterior_mean, posterior_mean_slope,
+    curvature,
+    derivative,
+    half_difference,
+    influence,
+    irls_weight,
+    limit_at_infinity,
+    lowest_terms,
+    normalizer,
+    pair_energies,
+    posterior_mean,
+    posterior_mean_slope,
 )  # fmt: skip
 from derivations.enclosure import compile_enclosure, enclose, exact
 from derivations.geometry import LOCATION, Reading, m, mu, u, z
 from derivations.kernel import Fact, Kernel
 from derivations.proof import (
-    Derivation, Outcome, Region, Step, default_regions, enclosures_meet, prove, prove_sign, rational_points, symbolic_zero,
+    Derivation,
+    Outcome,
+    Region,
+    Step,
+    default_regions,
+    enclosures_meet,
+    prove,
+    prove_sign,
+    rational_points,
+    symbolic_zero,
+    within,
 )  # fmt: skip
 from derivations.quadrature import HalfIntegral
-from derivations.stable import activation_name, difference, lowest_terms, stable_forms
+from derivations.stable import activation_name, difference, stable_forms
 
 # A heavy tail takes a tenth of a second a point; an integral's other check is its defining formula.
 QUADRATURE_POINTS = 16
@@ -62,10 +95,19 @@ def _forms(kernel: Kernel) -> Iterator[Step]:
     line = _line_regions(kernel) if kernel.geometry is LOCATION else ({},)
     plane = default_regions(kernel.regions) if kernel.geometry is LOCATION else ({},)
     everywhere = "all parameters in their domains"
-    yield prove("form.energy", "energy d", kernel.energy, forms["energy"][1], rule="stable form", regions=line)
+    yield prove(
+        "form.energy", "energy d", kernel.energy, forms["energy"][1], rule="stable form", regions=line
+    )
     if "influence" in forms:
         rule = "differentiate the energy"
-        yield prove("form.influence", "influence ψ = ∂d/∂u", influence(kernel), forms["influence"][1], rule=rule, regions=line)
+        yield prove(
+            "form.influence",
+            "influence ψ = ∂d/∂u",
+            influence(kernel),
+            forms["influence"][1],
+            rule=rule,
+            regions=line,
+        )
     if "irls_weight" in forms:
         yield prove(
             "form.irls_weight", "weight w = ψ/u", irls_weight(kernel), forms["irls_weight"][1],
@@ -89,7 +131,9 @@ def _forms(kernel: Kernel) -> Iterator[Step]:
             yield _slope_form(kernel, reading, form, forms[f"{name}_grad"][1], plane)
 
 
-def _slope_form(kernel: Kernel, reading: Reading, activation: Expr, slope: Expr, regions: tuple[Region, ...]) -> Step:
+def _slope_form(
+    kernel: Kernel, reading: Reading, activation: Expr, slope: Expr, regions: tuple[Region, ...]
+) -> Step:
     """a′; where it is sech²T·T′ with the T that was proved above, T′ is what is left to prove."""
     name = f"form.{activation_name(kernel, reading)}_grad"
     axis = kernel.geometry.arguments[0]
@@ -176,7 +220,11 @@ def _limits(kernel: Kernel, activation: Expr) -> Iterator[Step]:
     inside = expand_atoms(activation.args[0] if isinstance(activation, tanh) else activation)
     resolved = inside.subs(z, far + m).subs({parameter: parameter for parameter in kernel.parameters})
     for parameter in kernel.parameters:
-        if any(parameter in condition.free_symbols for node in resolved.atoms(Piecewise) for _, condition in node.args):
+        if any(
+            parameter in condition.free_symbols
+            for node in resolved.atoms(Piecewise)
+            for _, condition in node.args
+        ):
             resolved = inside.subs(z, far + m + parameter)
     resolved = resolved.replace(lambda e: isinstance(e, Piecewise), _resolved)
     constant, moving = simplify(resolved).as_independent(far, as_Add=False)
@@ -193,7 +241,11 @@ def _limits(kernel: Kernel, activation: Expr) -> Iterator[Step]:
 def _resolved(cases: Piecewise) -> Expr:
     """The case that holds for all positive symbols, where SymPy can tell once the condition is expanded."""
     for value, condition in cases.args:
-        settled = condition.func(simplify(condition.lhs - condition.rhs), 0) if hasattr(condition, "lhs") else condition
+        settled = (
+            condition.func(simplify(condition.lhs - condition.rhs), 0)
+            if hasattr(condition, "lhs")
+            else condition
+        )
         if settled == True:  # noqa: E712  SymPy's true, not Python's
             return value
         if settled != False:  # noqa: E712
@@ -217,26 +269,29 @@ def _approaches(activation: Expr, end: Expr) -> tuple[Outcome, int]:
 
 def _monotonicity(kernel: Kernel, forms: dict[str, tuple[tuple[Symbol, ...], Expr]]) -> Iterator[Step]:
     """Where a rises, and the exact set where its gradient vanishes."""
-    bend = curvature(kernel)
-    bend = lowest_terms(bend) if bend.is_rational_function(u) else bend if bend.has(Piecewise) else simplify(bend)
-    kinks = "away from kinks"
+    half_line = Symbol("u", positive=True) if kernel.is_even else u
+    bend = diff(expand_atoms(kernel.energy).subs(u, half_line), half_line, 2)
+    bend = (
+        lowest_terms(bend) if bend.is_rational_function() else bend if bend.has(Piecewise) else simplify(bend)
+    )
+    where = "u > 0; an even energy" if kernel.is_even else "all u"
     if bend.is_positive:
         yield prove_sign(
             "monotone", "the energy is strictly convex, so a is strictly monotone: its gradient vanishes nowhere",
-            bend, ">", assumptions=kinks, rule="ψ is strictly increasing, and a′ = sech²T·½[ψ(z + m) − ψ(z − m)]",
+            bend, ">", assumptions=where, rule="ψ is strictly increasing, and a′ = sech²T·½[ψ(z + m) − ψ(z − m)]",
         )  # fmt: skip
         return
-    slope = forms["activation_grad"][1]
-    flat = [region for region in default_regions(kernel.regions) if symbolic_zero(slope, Integer(0), (region,)) == "holds"]
+    slope = derivative(half_difference(kernel, "locations"), z)
+    flat = [region for region in default_regions(kernel.regions) if within(slope, region) == 0]
     if flat:
         yield prove_sign(
-            "monotone", "the energy is convex, so a never falls", _off_kinks(bend), "≥", assumptions=kinks,
+            "monotone", "the energy is convex, so a never falls", bend, "≥", assumptions=where,
             rule="ψ does not fall",
         )  # fmt: skip
         for index, region in enumerate(flat[: len(flat) // 2]):
-            where = ", ".join(f"{symbol} = {value}" for symbol, value in region.items())
+            place = ", ".join(f"{symbol} = {value}" for symbol, value in region.items())
             yield prove(
-                f"vanishes.{index}", f"a′ = 0 exactly where {where}, s, t > 0, and at its mirror image",
+                f"vanishes.{index}", f"a′ = 0 exactly where {place}, s, t > 0, and at its mirror image",
                 slope.subs(dict(region), simultaneous=True), Integer(0),
                 assumptions="s, t > 0", rule="both hypotheses have the same influence there",
             )  # fmt: skip
@@ -255,11 +310,6 @@ def turning_points(kernel: Kernel) -> list[Expr]:
     return [found for found in solve(gap, z) if found.is_positive]
 
 
-def _off_kinks(bend: Expr) -> Expr:
-    """The curvature without the point masses that a kink contributes."""
-    return bend.replace(DiracDelta, lambda *_: Integer(0))
-
-
 def _normalizer(kernel: Kernel, forms: dict[str, tuple[tuple[Symbol, ...], Expr]]) -> Iterator[Step]:
     value = normalizer(kernel)
     if value is None:
@@ -275,7 +325,9 @@ def _normalizer(kernel: Kernel, forms: dict[str, tuple[tuple[Symbol, ...], Expr]
         "defining integral after a change of variables; rigorous quadrature with a proved bound for the tail",
         "holds", outcome, points, f"the enclosures agree to at least {bits} bits",
     )  # fmt: skip
-    yield prove("form.log_normalizer", "log Z", log(value), forms["log_normalizer"][1], rule="logarithm of a product")
+    yield prove(
+        "form.log_normalizer", "log Z", log(value), forms["log_normalizer"][1], rule="logarithm of a product"
+    )
 
 
 def _quadrature(kernel: Kernel, value: Expr, half: HalfIntegral) -> tuple[Outcome, int, int]:
@@ -299,14 +351,13 @@ def _quadrature(kernel: Kernel, value: Expr, half: HalfIntegral) -> tuple[Outcom
 def _divergence(kernel: Kernel, integral: Expr) -> Step:
     """e^{−d} does not tend to 0 on one side, so its integral is infinite."""
     end = limit(expand_atoms(kernel.energy), u, oo)
-    outcome, points = enclosures_meet("normalizer.divergence", expand_atoms(kernel.energy) * 0 + end, end)
     symbols = tuple(kernel.symbols)
     energy = compile_enclosure(kernel.energy, symbols)
     decided = 0
     for point in rational_points("normalizer.divergence", symbols, 120):
         values = [abs(exact(coordinate)) for coordinate in point]
         decided += bool(energy(*values) <= exact(log(2)) + exact(2) ** -50)
-    outcome = "holds" if decided >= 100 else "undecided"
+    outcome: Outcome = "holds" if decided >= 100 else "undecided"
     return Step(
         "normalizer", "Z = ∞: e^{−d} ≥ ½ for all u ≥ 0, so it has no integral", integral, oo, "u ≥ 0",
         "the energy falls to a finite limit", "holds" if end.is_finite else "undecided", outcome, decided,
@@ -328,7 +379,11 @@ def _fact(kernel: Kernel, index: int, fact: Fact) -> Step:
     for symbol, value in sorted(fact.at.items(), key=lambda pair: pair[1] in (oo, -oo)):
         if value in (oo, -oo):
             tail = Symbol("tail", positive=True)
-            lhs = limit(simplify(lhs.subs(symbol, tail + 100).replace(lambda e: isinstance(e, Piecewise), _resolved)), tail, value)
+            lhs = limit(
+                simplify(lhs.subs(symbol, tail + 100).replace(lambda e: isinstance(e, Piecewise), _resolved)),
+                tail,
+                value,
+            )
         else:
             lhs = lhs.subs(symbol, value)
     return prove(

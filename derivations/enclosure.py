@@ -13,9 +13,48 @@ from typing import Any
 import flint
 from flint import acb, arb, fmpq
 from sympy import (
-    Abs, Add, And, Basic, Eq, Expr, Ge, Gt, Heaviside, Integer, Le, Lt, Max, Min, Mul, Ne, Not, Or, Piecewise, Pow,
-    Rational, Symbol, asinh, atan, besseli, besselk, beta, cos, cosh, cse, erf, erfc, exp, expint, gamma, log, loggamma,
-    sign, sin, sinh, sympify, tanh,
+    Abs,
+    Add,
+    And,
+    Basic,
+    Eq,
+    Expr,
+    Ge,
+    Gt,
+    Heaviside,
+    Integer,
+    Le,
+    Lt,
+    Max,
+    Min,
+    Mul,
+    Ne,
+    Not,
+    Or,
+    Piecewise,
+    Pow,
+    Rational,
+    Symbol,
+    asinh,
+    atan,
+    besseli,
+    besselk,
+    beta,
+    cos,
+    cosh,
+    cse,
+    erf,
+    erfc,
+    exp,
+    expint,
+    gamma,
+    log,
+    loggamma,
+    sign,
+    sin,
+    sinh,
+    sympify,
+    tanh,
 )  # fmt: skip
 from sympy.core.numbers import EulerGamma, Exp1, Float, NegativeOne, Pi
 from sympy.logic.boolalg import BooleanFalse, BooleanTrue
@@ -49,7 +88,9 @@ def _compiled(expr: Expr, symbols: tuple[Symbol, ...], analytic: bool = False) -
     names = {symbol: f"v{i}" for i, symbol in enumerate(symbols)}
     strangers = expr.free_symbols - set(symbols)
     if strangers:
-        raise KernelError(f"enclosure of {expr}: no value is given for {', '.join(sorted(map(str, strangers)))}")
+        raise KernelError(
+            f"enclosure of {expr}: no value is given for {', '.join(sorted(map(str, strangers)))}"
+        )
     # Cases stay lazy: pulling a subexpression out of a branch would evaluate it where it is not defined.
     shared, (body,) = ([], [expr]) if expr.has(Piecewise) else cse([expr])
     lines = []
@@ -131,7 +172,9 @@ def _source(expr: Basic, names: dict[Symbol, str]) -> str:
     if isinstance(expr, Pow):
         return _power(expr.base, expr.exp, inside)
     if isinstance(expr, Piecewise):
-        cases = ", ".join(f"(lambda: {inside(value)}, lambda: {inside(condition)})" for value, condition in expr.args)
+        cases = ", ".join(
+            f"(lambda: {inside(value)}, lambda: {inside(condition)})" for value, condition in expr.args
+        )
         return f"first_case({cases})"
     if isinstance(expr, Max | Min):
         name = "maximum" if isinstance(expr, Max) else "minimum"

@@ -79,7 +79,8 @@ def module_source(kernel: Kernel, origin: str = "") -> str:
 def sources() -> dict[str, str]:
     """File name → text, for every built-in kernel."""
     return {
-        f"{name}.py": module_source(load_kernel(name), f"derivations/kernels/{name}.py") for name in kernel_names()
+        f"{name}.py": module_source(load_kernel(name), f"derivations/kernels/{name}.py")
+        for name in kernel_names()
     }
 
 
@@ -106,12 +107,17 @@ def diff(directory: Path = DIRECTORY) -> str:
     for name in sorted(set(wanted) | set(present)):
         before, after = present.get(name, ""), wanted.get(name, "")
         lines += difflib.unified_diff(
-            before.splitlines(keepends=True), after.splitlines(keepends=True), f"stored/{name}", f"generated/{name}"
+            before.splitlines(keepends=True),
+            after.splitlines(keepends=True),
+            f"stored/{name}",
+            f"generated/{name}",
         )
     return "".join(lines)
 
 
 def _present(directory: Path) -> dict[str, str]:
     return {
-        path.name: path.read_text(encoding="utf-8") for path in directory.glob("*.py") if path.name != "__init__.py"
+        path.name: path.read_text(encoding="utf-8")
+        for path in directory.glob("*.py")
+        if path.name != "__init__.py"
     }

@@ -13,7 +13,12 @@ from derivations.parameter import Parameter
 z = Symbol("z", real=True)
 mu = Symbol("mu", real=True)
 u = Symbol("u", real=True)
-m = Parameter("m", positive=True, span=(2.0**-10, 2.0**10), doc="half the distance between the two hypotheses, unit of z")
+m = Parameter(
+    "m",
+    positive=True,
+    span=(2.0**-10, 2.0**10),
+    doc="half the distance between the two hypotheses, unit of z",
+)
 
 Reading = Literal["locations", "labels", "directions", "energies"]
 

@@ -110,7 +110,9 @@ class Kernel:
         names = [parameter.name for parameter in self.parameters]
         for parameter in self.parameters:
             if not isinstance(parameter, Parameter):
-                raise KernelError(f"kernel {self.name}: parameter {parameter}: expected a Parameter, got {type(parameter).__name__}")
+                raise KernelError(
+                    f"kernel {self.name}: parameter {parameter}: expected a Parameter, got {type(parameter).__name__}"
+                )
         repeated = {name for name in names if names.count(name) > 1}
         reserved = {"z", "m", "mu", "u", "x"} & set(names)
         if repeated or reserved:
@@ -124,9 +126,13 @@ class Kernel:
         if isinstance(energy, int | float):
             energy = sympify(energy)
         if not isinstance(energy, Expr) or getattr(energy, "is_Matrix", False) or not energy.is_commutative:
-            raise KernelError(f"kernel {self.name}: energy: expected one scalar SymPy expression, got {type(self.energy).__name__}")
+            raise KernelError(
+                f"kernel {self.name}: energy: expected one scalar SymPy expression, got {type(self.energy).__name__}"
+            )
         if energy.has(nan, zoo, oo, -oo):
-            raise KernelError(f"kernel {self.name}: energy {energy}: expected a finite real number, got NaN or infinity")
+            raise KernelError(
+                f"kernel {self.name}: energy {energy}: expected a finite real number, got NaN or infinity"
+            )
         if energy.has(I) or energy.is_real is False:
             raise KernelError(f"kernel {self.name}: energy {energy} is complex: expected a real number")
         for applied in energy.atoms(AppliedUndef, Function):
@@ -142,10 +148,14 @@ class Kernel:
                 f"{', '.join(map(str, self.symbols))}"
             )
         if not energy.free_symbols & set(self.geometry.coordinates):
-            raise KernelError(f"kernel {self.name}: energy {energy} is constant: expected a function of {self.geometry.coordinates[0]}")
+            raise KernelError(
+                f"kernel {self.name}: energy {energy} is constant: expected a function of {self.geometry.coordinates[0]}"
+            )
         unused = set(self.parameters) - energy.free_symbols
         if unused:
-            raise KernelError(f"kernel {self.name}: energy does not use the parameter {', '.join(sorted(map(str, unused)))}")
+            raise KernelError(
+                f"kernel {self.name}: energy does not use the parameter {', '.join(sorted(map(str, unused)))}"
+            )
         return energy
 
 
@@ -157,4 +167,3 @@ KNOWN_FUNCTIONS = (
 
 def _is_known(applied: Expr) -> bool:
     return isinstance(applied, Atom | Piecewise | Min | Max) or type(applied).__name__ in KNOWN_FUNCTIONS
-

@@ -26,8 +26,12 @@ def torch_source(name: str, program: Program, doc: str) -> str:
     """One torch function. Every argument is a tensor; all have one dtype and broadcast together."""
     signature = ", ".join(f"{argument}: Tensor" for argument in program.arguments)
     lines = [f"def {name}({signature}) -> Tensor:", f'    """{doc}"""']
-    lines += [f"    {operation.target} = {torch_expression(operation, program)}" for operation in program.operations]
-    used = {operand.text for operation in program.operations for operand in operation.operands} | {program.result.text}
+    lines += [
+        f"    {operation.target} = {torch_expression(operation, program)}" for operation in program.operations
+    ]
+    used = {operand.text for operation in program.operations for operand in operation.operands} | {
+        program.result.text
+    }
     result = program.result.text
     if program.result.is_constant:
         result = f"torch.full_like({program.arguments[0]}, {result})"
@@ -118,7 +122,9 @@ for _atom, _shown in {
 
 def latex(expr: Any) -> str:
     """LaTeX of an expression or relation, natural logarithm written log."""
-    return str(_Latex({"ln_notation": False, "fold_short_frac": False, "symbol_names": _SYMBOLS}).doprint(expr))
+    return str(
+        _Latex({"ln_notation": False, "fold_short_frac": False, "symbol_names": _SYMBOLS}).doprint(expr)
+    )
 
 
 def text(expr: Any) -> str:

@@ -9,12 +9,51 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from sympy import (
-    Abs, Add, And, Basic, Eq, Expr, Ge, Gt, Integer, Le, Lt, Max, Min, Mul, Ne, Or, Piecewise, Pow, Rational, Symbol,
-    asinh, cosh, erf, exp, log, loggamma, sign, sinh, sqrt, tanh,
+    Abs,
+    Add,
+    And,
+    Basic,
+    Eq,
+    Expr,
+    Ge,
+    Gt,
+    Integer,
+    Le,
+    Lt,
+    Max,
+    Min,
+    Mul,
+    Ne,
+    Or,
+    Piecewise,
+    Pow,
+    Rational,
+    Symbol,
+    asinh,
+    cosh,
+    erf,
+    exp,
+    log,
+    loggamma,
+    sign,
+    sinh,
+    sqrt,
+    tanh,
 )  # fmt: skip
 
 from derivations.atoms import (
-    Atom, clip, dominated_difference, expm1, hypot, log1p, product, ratio, recipe_of, saturated, scaled_k1, sigmoid,
+    Atom,
+    clip,
+    dominated_difference,
+    expm1,
+    hypot,
+    log1p,
+    product,
+    ratio,
+    recipe_of,
+    saturated,
+    scaled_k1,
+    sigmoid,
 )  # fmt: skip
 from derivations.geometry import f, f_minus, f_plus, inner, mu, square, u, z
 from derivations.parameter import KernelError
@@ -119,7 +158,9 @@ class _Lowering:
 
     def sum(self, expr: Add) -> Operand:
         """Added in SymPy's order, negative terms as subtractions, a constant last."""
-        terms = sorted(expr.as_ordered_terms(), key=lambda term: (bool(term.is_number), term.could_extract_minus_sign()))
+        terms = sorted(
+            expr.as_ordered_terms(), key=lambda term: (bool(term.is_number), term.could_extract_minus_sign())
+        )
         total = self.value(terms[0])
         for term in terms[1:]:
             if term.could_extract_minus_sign():
@@ -156,7 +197,9 @@ class _Lowering:
                 step = self.emit("div", step, self.value(bottom[i])) if i < len(bottom) else step
                 result = step if result is None else self.emit("mul", result, step)
             else:
-                result = self.emit("div", Operand("1.0", True) if result is None else result, self.value(bottom[i]))
+                result = self.emit(
+                    "div", Operand("1.0", True) if result is None else result, self.value(bottom[i])
+                )
         if result is None:
             raise KernelError(f"code: the product {expr} is empty")
         if coefficient == -1:
@@ -178,7 +221,9 @@ class _Lowering:
             return self.emit("div", Operand("1.0", True), self.value(base ** (-power)))
         if isinstance(power, Rational) and power.q == 2:
             return self.emit("mul", self.value(base ** (power - Rational(1, 2))), self.value(sqrt(base)))
-        raise KernelError(f"code: the power {expr} is not on the whitelist of primitives (integers and halves are)")
+        raise KernelError(
+            f"code: the power {expr} is not on the whitelist of primitives (integers and halves are)"
+        )
 
     def extremum(self, expr: Expr, high: Expr | None = None) -> Operand:
         name = "maximum" if isinstance(expr, Max) else "minimum"

@@ -17,8 +17,32 @@ from typing import Literal
 import flint
 from flint import arb
 from sympy import (
-    Abs, Add, Dummy, Expr, Integer, Max, Min, Mul, Piecewise, Pow, Rational, Symbol, asinh, beta, cosh, exp, expand,
-    expand_log, factor, gamma, log, loggamma, sign, simplify, sinh, tanh, together,
+    Abs,
+    Add,
+    Dummy,
+    Expr,
+    Integer,
+    Max,
+    Min,
+    Piecewise,
+    Pow,
+    Rational,
+    Symbol,
+    asinh,
+    beta,
+    cosh,
+    exp,
+    expand,
+    expand_log,
+    factor,
+    gamma,
+    log,
+    loggamma,
+    sign,
+    simplify,
+    sinh,
+    tanh,
+    together,
 )  # fmt: skip
 
 from derivations.atoms import expand_atoms
@@ -113,7 +137,14 @@ def prove(
 
 
 def prove_sign(
-    identifier: str, title: str, expr: Expr, relation: Relation, *, rule: str, assumptions: str, note: str = ""
+    identifier: str,
+    title: str,
+    expr: Expr,
+    relation: Relation,
+    *,
+    rule: str,
+    assumptions: str,
+    note: str = "",
 ) -> Step:
     """Checks expr > 0 or expr ≥ 0 in both ways: SymPy's assumptions, and enclosures at rational points."""
     plain = simplify(expand_atoms(expr))
@@ -142,6 +173,11 @@ def symbolic_zero(lhs: Expr, rhs: Expr, regions: Sequence[Region] = ({},)) -> Ou
 def _zero_in(left: Expr, right: Expr, region: Region) -> bool:
     left, right = (_settle(side.subs(dict(region), simultaneous=True)) for side in (left, right))
     return any(attempt(left, right) for attempt in _ATTEMPTS)
+
+
+def within(expr: Expr, region: Region) -> Expr:
+    """The expression in one region, with the cases decided and like terms collected."""
+    return expand(_settle(expand_atoms(expr).subs(dict(region), simultaneous=True)))
 
 
 def _settle(expr: Expr) -> Expr:
@@ -189,7 +225,9 @@ def _algebra(left: Expr, right: Expr) -> bool:
 
 def _exponentials(left: Expr, right: Expr) -> bool:
     """Everything as one rational function of e^{monomial}, each monomial's exponential a symbol of its own."""
-    gap = (left - right).replace(exp, _exp_of_logs).rewrite([sinh, cosh, tanh], exp).replace(exp, _exp_of_logs)
+    gap = (
+        (left - right).replace(exp, _exp_of_logs).rewrite([sinh, cosh, tanh], exp).replace(exp, _exp_of_logs)
+    )
     if gap.has(log, asinh):
         return False
     generators: dict[Expr, Symbol] = {}
@@ -211,7 +249,7 @@ _UNIT = 4
 
 def _logarithms(left: Expr, right: Expr) -> bool:
     gap = (left - right).rewrite(beta, gamma).replace(loggamma, lambda x: log(gamma(x)))
-    return bool(simplify(expand_log(expand(_draw_roots(gap)), force=True)) == 0)
+    return gap.has(log) and bool(simplify(expand_log(expand(_draw_roots(gap)), force=True)) == 0)
 
 
 def _exponentiated(left: Expr, right: Expr) -> bool:
@@ -229,7 +267,9 @@ def _inverse_sine(left: Expr, right: Expr) -> bool:
         factor_of = simplify(one / node)
         if factor_of.has(asinh):
             continue
-        back = sinh(expand_log(simplify(other / factor_of), force=True)).rewrite(exp).replace(exp, _exp_of_logs)
+        back = (
+            sinh(expand_log(simplify(other / factor_of), force=True)).rewrite(exp).replace(exp, _exp_of_logs)
+        )
         if _algebra(node.args[0], back) or _algebra(node.args[0] ** 2, expand(back**2)):
             return True
     return False
@@ -238,7 +278,7 @@ def _inverse_sine(left: Expr, right: Expr) -> bool:
 def _full(left: Expr, right: Expr) -> bool:
     # SymPy's search for the shortest form can take minutes on large expressions; it is the last resort.
     gap = left - right
-    return bool(gap.count_ops() < 80 and simplify(gap) == 0)
+    return bool(gap.count_ops() < 80 and simplify(gap.rewrite(beta, gamma)) == 0)
 
 
 _ATTEMPTS: tuple[Callable[[Expr, Expr], bool], ...] = (
@@ -338,4 +378,3 @@ def default_regions(kernel_regions: Sequence[Region]) -> tuple[Region, ...]:
 
 def _mirrored(region: Region) -> Region:
     return {symbol: -value if symbol == z else value for symbol, value in region.items()}
-

@@ -14,6 +14,7 @@ from flint import acb, arb
 from sympy import Expr, Piecewise, S, Symbol, diff, exp, piecewise_fold, simplify
 
 from derivations.atoms import expand_atoms
+from derivations.calculus import lowest_terms
 from derivations.enclosure import compile_analytic, compile_enclosure, exact
 from derivations.geometry import u
 from derivations.kernel import Kernel
@@ -34,15 +35,17 @@ class HalfIntegral:
         symbols = (half_line, *self.parameters)
         self.pieces = [compile_analytic(exp(-value), symbols) for value, _ in cases]
         self.breaks = [
-            compile_enclosure(condition.gts, self.parameters) for _, condition in cases if condition != True  # noqa: E712
+            compile_enclosure(condition.gts, self.parameters)
+            for _, condition in cases
+            if condition != True  # noqa: E712
         ]
         last = cases[-1][0]
         self.tail_energy = compile_enclosure(last, symbols)
         self.tail_slope = compile_enclosure(diff(last, half_line), symbols)
         # d/du (u·ψ) = ψ + u·ψ′, which convexity makes nonnegative too, ψ(0) being 0 or more.
         self.grows = bool(
-            simplify(diff(last, half_line, 2)).is_nonnegative
-            or simplify(diff(half_line * diff(last, half_line), half_line)).is_nonnegative
+            _plain(diff(last, half_line, 2)).is_nonnegative
+            or _plain(diff(half_line * diff(last, half_line), half_line)).is_nonnegative
         )
 
     def __call__(self, values: Mapping[Symbol, Expr]) -> arb:
@@ -71,6 +74,11 @@ class HalfIntegral:
                 if bound < arb(2) ** -BITS:
                     return doublings, bound
         return FAR, bound
+
+
+def _plain(expr: Expr) -> Expr:
+    """A form whose sign SymPy can tell."""
+    return lowest_terms(expr) if expr.is_rational_function() else simplify(expr)
 
 
 def _intervals(start: arb, end: arb | None, doublings: int) -> list[tuple[arb, arb]]:

@@ -10,14 +10,42 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sympy import (
-    Abs, Add, Expr, Integer, Mul, Piecewise, Pow, Rational, S, Symbol, asinh, cancel, cosh, exp, expand, expand_log, factor, fraction,
-    log, sign, simplify, sinh, sqrt, tanh, together,
+    Abs,
+    Add,
+    Expr,
+    Integer,
+    Mul,
+    Pow,
+    Rational,
+    S,
+    Symbol,
+    asinh,
+    cancel,
+    cosh,
+    exp,
+    expand,
+    expand_log,
+    factor,
+    fraction,
+    log,
+    simplify,
+    sinh,
+    sqrt,
+    tanh,
+    together,
 )  # fmt: skip
 
 from derivations.atoms import (
-    clip, expand_atoms, exp_times, hypot, log1p, log1p_square, sech2, softplus,
+    clip,
+    exp_times,
+    expand_atoms,
+    hypot,
+    log1p,
+    log1p_square,
+    sech2,
+    softplus,
 )  # fmt: skip
-from derivations.calculus import half_difference, influence, irls_weight, normalizer
+from derivations.calculus import half_difference, influence, irls_weight, lowest_terms, normalizer
 from derivations.geometry import LOCATION, Reading, m, mu, u, z
 from derivations.kernel import Kernel, KernelError
 
@@ -53,9 +81,15 @@ def stable_forms(kernel: Kernel) -> dict[str, tuple[tuple[Symbol, ...], Expr]]:
         name = activation_name(kernel, reading)
         add(name, kernel.geometry.arguments, lambda reading=reading: _activation(kernel, reading))
         if len(kernel.geometry.arguments) <= 2 and kernel.geometry.name != "learned":
-            add(f"{name}_grad", kernel.geometry.arguments, lambda reading=reading, name=name: _activation_grad(kernel, reading, forms[name][1]))
+            add(
+                f"{name}_grad",
+                kernel.geometry.arguments,
+                lambda reading=reading, name=name: _activation_grad(kernel, reading, forms[name][1]),
+            )
     z_theta = normalizer(kernel) if "log_normalizer" not in kernel.stable else None
-    if "log_normalizer" in kernel.stable or (z_theta is not None and z_theta.is_finite is not False and not z_theta.has(S.Infinity)):
+    if "log_normalizer" in kernel.stable or (
+        z_theta is not None and z_theta.is_finite is not False and not z_theta.has(S.Infinity)
+    ):
         add("log_normalizer", (), lambda: stabilize(log_of(z_theta)))
     unknown = set(kernel.stable) - set(forms)
     if unknown:
@@ -63,14 +97,6 @@ def stable_forms(kernel: Kernel) -> dict[str, tuple[tuple[Symbol, ...], Expr]]:
             f"kernel {kernel.name}: stable form of {', '.join(sorted(unknown))}: expected one of {', '.join(forms)}"
         )
     return forms
-
-
-def lowest_terms(expr: Expr) -> Expr:
-    """A rational function in lowest terms; anything else as it is."""
-    if not expr.is_rational_function(u):
-        return expr
-    top, bottom = fraction(cancel(together(expr)))
-    return factor(top) / bottom
 
 
 def log_of(value: Expr) -> Expr:
@@ -190,7 +216,11 @@ def _sum_of_squares(total: Expr) -> Expr:
         return norm**2
     positive = [term for term in total.args if _square_root(term) is not None]
     negative = [term for term in total.args if _square_root(-term) is not None]
-    if not total.has(z, u) or min(len(positive), len(negative)) != 1 or len(positive) + len(negative) < len(total.args):
+    if (
+        not total.has(z, u)
+        or min(len(positive), len(negative)) != 1
+        or len(positive) + len(negative) < len(total.args)
+    ):
         return total
     if len(positive) == 1 < len(negative):
         return -_sum_of_squares(-total)
@@ -223,9 +253,7 @@ def _square_root(term: Expr) -> Expr | None:
     root = sqrt(coefficient)
     for part in factors:
         base, power = part.as_base_exp()
-        if power.is_Integer and power % 2 == 0:
-            root *= base ** (power / 2)
-        elif base.is_positive:
+        if (power.is_Integer and power % 2 == 0) or base.is_positive:
             root *= base ** (power / 2)
         else:
             return None

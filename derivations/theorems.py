@@ -11,14 +11,27 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from sympy import (
-    Add, Basic, Expr, IndexedBase, KroneckerDelta, Piecewise, Rational, Sum, Symbol, exp, expand, log, simplify,
-    symbols, tanh,
+    Add,
+    Basic,
+    Expr,
+    IndexedBase,
+    KroneckerDelta,
+    Piecewise,
+    Rational,
+    Sum,
+    Symbol,
+    exp,
+    expand,
+    log,
+    simplify,
+    symbols,
+    tanh,
 )  # fmt: skip
 
 from derivations.atoms import ATOMS, exp_times, expand_atoms, has_recipe, log1p_square
 from derivations.proof import Outcome, Step, enclosures_meet, prove
 
-j, k, l, y, K = symbols("j k l y K", integer=True, positive=True)
+j, k, other_index, y, K = symbols("j k l y K", integer=True, positive=True)
 d = IndexedBase("d", real=True)
 logit = IndexedBase("z", real=True)
 LARGEST = 8
@@ -89,15 +102,29 @@ def _cross_entropy(world: World) -> tuple[Expr, Expr]:
 
 def _cross_entropy_on_distances(world: World) -> tuple[Expr, Expr]:
     loss = world.energy(world.label) + world.log_partition()
-    return loss.diff(world.energy(world.first)), world.delta(world.first, world.label) - world.responsibility(world.first)
+    return loss.diff(world.energy(world.first)), world.delta(world.first, world.label) - world.responsibility(
+        world.first
+    )
 
 
 THEOREMS: tuple[Theorem, ...] = (
-    Theorem("theorem.gradient", "∂L/∂d_j = −r_j for L = log Σ exp(−d_k)", _gradient, "chain rule through log and Σ"),
+    Theorem(
+        "theorem.gradient",
+        "∂L/∂d_j = −r_j for L = log Σ exp(−d_k)",
+        _gradient,
+        "chain rule through log and Σ",
+    ),
     Theorem("theorem.normalization", "Σ r_k = 1", _normalization, "the partition is common to all terms"),
     Theorem("theorem.hessian", "∂²L/∂d_j∂d_l = δ_jl r_j − r_j r_l", _hessian, "quotient rule"),
-    Theorem("theorem.shift", "r is unchanged when one constant is added to every energy", _shift, "e^{−c} cancels"),
-    Theorem("theorem.cross_entropy", "cross-entropy on logits: ∂L/∂z_j = r_j − 1[j = y]", _cross_entropy, "chain rule"),
+    Theorem(
+        "theorem.shift", "r is unchanged when one constant is added to every energy", _shift, "e^{−c} cancels"
+    ),
+    Theorem(
+        "theorem.cross_entropy",
+        "cross-entropy on logits: ∂L/∂z_j = r_j − 1[j = y]",
+        _cross_entropy,
+        "chain rule",
+    ),
     Theorem(
         "theorem.cross_entropy_on_distances",
         "cross-entropy on distances: ∂L/∂d_j = 1[j = y] − r_j",
@@ -124,14 +151,27 @@ def _prove(theorem: Theorem) -> Step:
     for size in range(1, LARGEST + 1):
         for first, second in {(1, 1), (1, size), (size, (size + 1) // 2)}:
             left, right = theorem.state(_concrete_world(size, first, second))
-            outcome, decided = enclosures_meet(f"{theorem.identifier}.{size}.{first}.{second}", left, right, 12)
+            outcome, decided = enclosures_meet(
+                f"{theorem.identifier}.{size}.{first}.{second}", left, right, 12
+            )
             outcomes.append(outcome)
             points += decided
     enclosure: Outcome = "refuted" if "refuted" in outcomes else "holds" if points >= 100 else "undecided"
     symbolic: Outcome = "holds" if _zero_sum(lhs - rhs) else "undecided"
     assumptions = "d real, 1 ≤ j, l, y ≤ K, any K ≥ 1"
     note = f"enclosures for K = 1 … {LARGEST}"
-    return Step(theorem.identifier, theorem.title, lhs, rhs, assumptions, theorem.rule, symbolic, enclosure, points, note)
+    return Step(
+        theorem.identifier,
+        theorem.title,
+        lhs,
+        rhs,
+        assumptions,
+        theorem.rule,
+        symbolic,
+        enclosure,
+        points,
+        note,
+    )
 
 
 def _symbolic_world() -> World:
@@ -139,7 +179,7 @@ def _symbolic_world() -> World:
         energy=lambda index: d[index],
         total=lambda term: Sum(term(k), (k, 1, K)),
         first=j,
-        second=l,
+        second=other_index,
         label=y,
     )
 
@@ -208,7 +248,11 @@ def _square_of_a_difference() -> Step:
     one, other = IndexedBase("y", real=True), IndexedBase("nu", real=True)
     size = Symbol("D", integer=True, positive=True)
     lhs = Sum((one[k] - other[k]) ** 2, (k, 1, size))
-    rhs = Sum(one[k] ** 2, (k, 1, size)) - 2 * Sum(one[k] * other[k], (k, 1, size)) + Sum(other[k] ** 2, (k, 1, size))
+    rhs = (
+        Sum(one[k] ** 2, (k, 1, size))
+        - 2 * Sum(one[k] * other[k], (k, 1, size))
+        + Sum(other[k] ** 2, (k, 1, size))
+    )
     split = Add(*(_factored_sum(term, (k, 1, size)) for term in expand((one[k] - other[k]) ** 2).args))
     points = 0
     outcomes = []
@@ -216,7 +260,11 @@ def _square_of_a_difference() -> Step:
         ys = symbols(f"y1:{dimension + 1}", real=True)
         nus = symbols(f"nu1:{dimension + 1}", real=True)
         left = sum((a - b) ** 2 for a, b in zip(ys, nus, strict=True))
-        right = sum(a**2 for a in ys) - 2 * sum(a * b for a, b in zip(ys, nus, strict=True)) + sum(b**2 for b in nus)
+        right = (
+            sum(a**2 for a in ys)
+            - 2 * sum(a * b for a, b in zip(ys, nus, strict=True))
+            + sum(b**2 for b in nus)
+        )
         outcome, decided = enclosures_meet(f"theorem.square.{dimension}", left, right, 16)
         outcomes.append(outcome)
         points += decided
@@ -259,4 +307,3 @@ def _atom_steps() -> tuple[Step, ...]:
             )
         )
     return tuple(found)
-

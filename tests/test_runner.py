@@ -112,7 +112,7 @@ def dishonest() -> dict[str, FakeCheck]:
 
 
 def bench(checks: Any) -> Workbench:
-    return Workbench(load=load_fake, checks=checks, page=fake_page)  # type: ignore[arg-type]
+    return Workbench(load=load_fake, checks=checks, page=fake_page)
 
 
 KERNELS = ("gaussian", "huber", "laplace")
@@ -177,7 +177,12 @@ def test_what_is_done_is_not_run_again() -> None:
     done = run(["gaussian"], SETTINGS, jobs=1, bench=bench(honest)).findings
     told: list[Finding] = []
     report = run(
-        ["gaussian"], SETTINGS, jobs=1, bench=bench(mixed), done=done, on_finding=lambda spec, finding: told.append(finding)
+        ["gaussian"],
+        SETTINGS,
+        jobs=1,
+        bench=bench(mixed),
+        done=done,
+        on_finding=lambda spec, finding: told.append(finding),
     )
     assert list(report.findings[:2]) == list(done)
     assert len(told) == report.planned == 8
@@ -230,13 +235,25 @@ def test_a_worker_stays_with_its_kernel_and_slow_tasks_go_first() -> None:
     assert queue.take("huber") is None
 
 
+def test_no_worker_repeats_a_derivation_unless_the_one_that_had_it_died() -> None:
+    proofs = [Task("huber", Cell("proof", "huber", f"f{i}", "exact", "any", "symbolic")) for i in range(3)]
+    queue = _Queue(proofs)
+    assert queue.take(None) == proofs[0]
+    assert queue.take(None) is None
+    queue.release("huber")
+    assert queue.take(None) == proofs[1]
+    assert queue.take("huber") == proofs[2]
+
+
 def test_reproduce_leaves_out_what_is_the_default() -> None:
     cell = Cell("posterior_mean.accuracy", "student_t", "activation", "float32")
     assert reproduce("student_t", cell, Settings()) == (
         "implicit-em verify student_t --check posterior_mean.accuracy --dtype float32 --seed 0"
     )
     proof = Cell("form", "k", "energy", "exact", "any", "symbolic")
-    assert reproduce("my kernel.py", proof, Settings(seed=7)) == "implicit-em verify 'my kernel.py' --check form --seed 7"
+    assert (
+        reproduce("my kernel.py", proof, Settings(seed=7)) == "implicit-em verify 'my kernel.py' --check form --seed 7"
+    )
 
 
 def test_the_journal_gives_back_what_was_finished_on_the_same_specification(tmp_path: Path) -> None:

@@ -7,13 +7,18 @@ import importlib.util
 import os
 import platform
 import shutil
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 
+from verify.primitives import MissingTable, load_table
+
 DEVICES = ("cpu", "cuda")
 BACKENDS = ("eager", "compile", "triton")
+# Where `primitives.measure` can measure: without a table of rounding errors there is no budget.
+_BUDGETED = (("cpu", "eager"),)
 # Report key → distribution.
 _PACKAGES = {
     "implicit_em": "implicit-em",
@@ -78,7 +83,23 @@ def missing(device: str, backend: str) -> str | None:
         return "backend triton: the package triton is not installed"
     if backend == "compile" and device == "cpu" and compiler() is None:
         return "backend compile: no C++ compiler on the PATH (g++, clang++ or $CXX)"
+    if (device, backend) not in _BUDGETED:
+        return f"{device} {backend}: the rounding errors of its primitives have not been measured"
     return None
+
+
+def primitive_tables(dtypes: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """What the budgets of each dtype rest on, and, where there is no table of rounding errors, what is lacking."""
+    found, lacking = {}, {}
+    for dtype in dtypes:
+        try:
+            table = load_table(dtype)
+        except MissingTable as error:
+            lacking[dtype] = str(error)
+        else:
+            cases = sum(row.cases for row in table.values())
+            found[dtype] = f"{len(table)} primitives, {table.environment['depth']} measurement, {cases:,} cases"
+    return found, lacking
 
 
 def _cpu_model() -> str:

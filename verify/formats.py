@@ -79,11 +79,10 @@ def spacing(value: NDArray[np.longdouble], fmt: Format) -> NDArray[np.longdouble
         RuntimeError: long double is too narrow on this machine.
     """
     _require_long_double(np.finfo(np.longdouble).nmant)
-    # np.clip keeps NaN, and after it frexp's exponent is defined: |value| = fraction · 2^exponent, ½ ≤ fraction < 1.
     size = np.clip(np.abs(np.asarray(value, np.longdouble)), fmt.min_normal, fmt.max)
-    fraction, exponent = np.frexp(size)
-    unit = np.ldexp(np.longdouble(1), exponent - fmt.precision)
-    return np.where(np.isnan(fraction), fraction, unit)
+    _, exponent = np.frexp(size)  # size = fraction · 2^exponent with ½ ≤ fraction < 1
+    result: NDArray[np.longdouble] = np.ldexp(np.longdouble(1), exponent - fmt.precision)
+    return np.where(np.isnan(size), size, result)
 
 
 def _require_long_double(mantissa_bits: int) -> None:

@@ -8,6 +8,7 @@ import platform
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from verify.environment import device_names, versions
 from verify.finding import Finding
@@ -48,9 +49,9 @@ class Journal:
         return [Finding.from_dict(row["finding"]) for row in rows if row["key"] in keys]
 
 
-def _row(line: str) -> dict[str, dict[str, object]] | None:
+def _row(line: str) -> dict[str, Any] | None:
     try:
-        row: dict[str, dict[str, object]] = json.loads(line)
+        row: dict[str, Any] = json.loads(line)
     except json.JSONDecodeError:  # the line that was being written when the process was killed
         return None
     return row

@@ -7,7 +7,7 @@ import multiprocessing
 import shlex
 import signal
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -68,6 +68,11 @@ class Task:
     spec: str
     cell: Cell | None
 
+    @property
+    def is_slow(self) -> bool:
+        """Whether it needs the kernel's derivation, which takes seconds where a numeric cell takes less."""
+        return self.cell is None or self.cell.is_symbolic
+
 
 def perform(task: Task, settings: Settings, bench: Workbench) -> Finding | Page:
     """Runs one task in this process. A check that raises, or answers something else, is a failed finding."""
@@ -84,9 +89,10 @@ def perform(task: Task, settings: Settings, bench: Workbench) -> Finding | Page:
     return finding if finding.reproduce else replace(finding, reproduce=reproduce(task.spec, finding.cell, settings))
 
 
-def _through_json(value: Any) -> Any:
+def _through_json(value: Mapping[str, Any]) -> dict[str, Any]:
     """What JSON cannot carry would be lost with the whole report at its end: better found here, with its name."""
-    return json.loads(json.dumps(value))
+    copy: dict[str, Any] = json.loads(json.dumps(value))
+    return copy
 
 
 def crashed(task: Task, settings: Settings, what: str) -> Finding | Page:
@@ -102,14 +108,16 @@ def reproduce(spec: str, cell: Cell, settings: Settings) -> str:
     """The command that gives the finding of this cell again."""
     words = ["implicit-em", "verify", spec, "--check", cell.check]
     if not cell.is_symbolic:
-        words += ["--dtype", cell.dtype, "--device", cell.device, "--backend", cell.backend]
-    words += ["--profile", settings.profile, "--seed", str(settings.seed)]
-    return shlex.join(words)
+        words += ["--dtype", cell.dtype]
+        words += ["--device", cell.device] if cell.device != "cpu" else []
+        words += ["--backend", cell.backend] if cell.backend != "eager" else []
+    words += ["--profile", settings.profile] if settings.profile != Settings.profile else []
+    return shlex.join([*words, "--seed", str(settings.seed)])
 
 
 def execute(
     tasks: Iterable[Task], settings: Settings, bench: Workbench, jobs: int
-) -> Iterator[tuple[Task, Finding | Page]]:
+) -> Generator[tuple[Task, Finding | Page]]:
     """Yields each task with its outcome, as they end; the workers end with the generator.
 
     Args:
@@ -120,7 +128,9 @@ def execute(
         with _Crew(settings, bench) as crew:
             yield from crew.execute(queue, jobs)
         return
-    while task := queue.take(None):
+    held = None
+    while task := queue.take(held):
+        held = task.spec
         with _one_thread():
             outcome = perform(task, settings, bench)
         yield task, outcome
@@ -140,23 +150,31 @@ def _one_thread() -> Iterator[None]:
 
 
 class _Queue:
-    """Tasks by kernel. Loading a kernel is dear: a worker stays with the one it has while that has tasks left."""
+    """Tasks by kernel.
+
+    Loading a kernel is dear and deriving it dearer. A worker stays with the kernel it has, and another one may help
+    it out with numeric cells but never with proofs, for which it would have to derive the kernel again.
+    """
 
     def __init__(self, tasks: Iterable[Task]) -> None:
         self._left: dict[str, deque[Task]] = {}
-        # A symbolic proof or a page takes long, and one left to the end would be waited for by everyone.
-        for task in sorted(tasks, key=lambda task: task.cell is not None and not task.cell.is_symbolic):
+        for task in sorted(tasks, key=lambda task: not task.is_slow):
             self._left.setdefault(task.spec, deque()).append(task)
         self._unclaimed = sorted(self._left, key=lambda spec: -len(self._left[spec]))
 
     def take(self, held: str | None) -> Task | None:
-        """The next task for a worker that has the kernel `held` loaded; None where nothing is left."""
-        if held is not None and self._left.get(held):
+        """The next task for a worker that has the kernel `held` loaded; None where there is nothing for it to do."""
+        if held is not None and self._left[held]:
             return self._left[held].popleft()
         if self._unclaimed:
             return self._left[self._unclaimed.pop(0)].popleft()
-        longest = max(self._left.values(), key=len, default=None)
+        longest = max((tasks for tasks in self._left.values() if tasks and not tasks[-1].is_slow), key=len, default=None)
         return longest.pop() if longest else None
+
+    def release(self, spec: str) -> None:
+        """Gives up a kernel whose worker died: its tasks are anyone's."""
+        if self._left[spec]:
+            self._unclaimed.insert(0, spec)
 
 
 @dataclass
@@ -209,7 +227,7 @@ class _Crew:
 
     def execute(self, queue: _Queue, jobs: int) -> Iterator[tuple[Task, Finding | Page]]:
         idle = [self._start() for _ in range(jobs)]
-        busy: dict[Connection, _Worker] = {}
+        busy: dict[Any, _Worker] = {}  # by pipe
         while True:
             while idle and (task := queue.take(idle[-1].task.spec if idle[-1].task else None)):
                 worker = idle.pop()
@@ -218,12 +236,13 @@ class _Crew:
             if not busy:
                 return
             for pipe in wait(list(busy)):
-                worker = busy.pop(pipe)  # type: ignore[arg-type]  # `wait` gives back what it was given
+                worker = busy.pop(pipe)
                 task, outcome = worker.task, worker.answer()
                 assert task is not None
                 if outcome is None:
                     outcome = crashed(task, self._settings, worker.death())
                     self._workers.remove(worker)
+                    queue.release(task.spec)
                     worker = self._start()
                 idle.append(worker)
                 yield task, outcome

@@ -16,7 +16,12 @@ KERNEL = Kernel(
     geometry=DIRECTION,
     facts=(
         Fact("energy", {cosine: Rational(1, 2), temperature: 1}, Rational(1, 2), "an angle of 60 degrees"),
-        Fact("activation", {cosine: 1, temperature: 2}, tanh(Rational(1, 2)), "the most that a direction commits to, tanh(1/T)"),
+        Fact(
+            "activation",
+            {cosine: 1, temperature: 2},
+            tanh(Rational(1, 2)),
+            "the most that a direction commits to, tanh(1/T)",
+        ),
     ),
     seed="1 − xᵀμ/(‖x‖‖μ‖), without a temperature",
     notes="A zero vector has no direction: its cosine is taken to be 0, with gradient 0. The normaliser on the sphere is that"

@@ -27,7 +27,11 @@ KERNEL = Kernel(
     source="the founding documents, number 003",
     stable={
         "activation": tanh(half),
-        "activation_grad": 2 * alpha * exp(exponent) * Piecewise((inside, Abs(z) < m), (beyond, True)) / (1 + decay) ** 2,
+        "activation_grad": 2
+        * alpha
+        * exp(exponent)
+        * Piecewise((inside, Abs(z) < m), (beyond, True))
+        / (1 + decay) ** 2,
         "log_normalizer": log(2 * expint(1, 1)) - log(alpha),
     },
     normalizer_map=(log(t) / alpha, 1, oo),

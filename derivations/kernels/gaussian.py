@@ -15,7 +15,14 @@ KERNEL = Kernel(
     source="Gauss (1809), Theoria motus",
     facts=(
         Fact("normalizer", {sigma: 1}, sqrt(2 * pi), "DLMF 7.2.1: the Gaussian integral"),
-        Fact("energy", {u: 3, sigma: 2}, Rational(9, 8), "half the squared number of standard deviations, 3/2"),
-        Fact("slope", {m: 2, sigma: 3}, Rational(2, 9), "linear discriminant of two equal Gaussians: 2mz/σ² is the log-odds"),
+        Fact(
+            "energy", {u: 3, sigma: 2}, Rational(9, 8), "half the squared number of standard deviations, 3/2"
+        ),
+        Fact(
+            "slope",
+            {m: 2, sigma: 3},
+            Rational(2, 9),
+            "linear discriminant of two equal Gaussians: 2mz/σ² is the log-odds",
+        ),
     ),
 )

@@ -18,7 +18,17 @@ KERNEL = Kernel(
         "activation_grad": Piecewise((sech2(z / b) / b, Abs(z) < m), (S.Zero, True)),
     },
     facts=(
-        Fact("normalizer", {b: 3}, 6, "Kotz, Kozubowski and Podgórski (2001), section 2.1: the density is e^{−|u|/b}/(2b)"),
-        Fact("activation", {z: oo, m: 1, b: 2}, tanh(Rational(1, 2)), "two Laplace laws differ by at most 2m/b nats"),
+        Fact(
+            "normalizer",
+            {b: 3},
+            6,
+            "Kotz, Kozubowski and Podgórski (2001), section 2.1: the density is e^{−|u|/b}/(2b)",
+        ),
+        Fact(
+            "activation",
+            {z: oo, m: 1, b: 2},
+            tanh(Rational(1, 2)),
+            "two Laplace laws differ by at most 2m/b nats",
+        ),
     ),
 )

@@ -30,7 +30,12 @@ KERNEL = Kernel(
     },
     facts=(
         Fact("energy", {u: 0, alpha: 5}, log(2), "an even bet costs log 2 nats, whatever the steepness"),
-        Fact("influence", {u: 0, alpha: 3}, -Rational(3, 2), "Cox (1958): the logistic curve has slope α/4, its log α/2, at the centre"),
+        Fact(
+            "influence",
+            {u: 0, alpha: 3},
+            -Rational(3, 2),
+            "Cox (1958): the logistic curve has slope α/4, its log α/2, at the centre",
+        ),
     ),
     notes="As a function of z this energy has no normaliser and its location has no maximiser: ∂d/∂μ > 0 everywhere.",
 )

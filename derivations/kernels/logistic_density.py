@@ -26,7 +26,12 @@ KERNEL = Kernel(
         "log_normalizer": -log(alpha),
     },
     facts=(
-        Fact("normalizer", {alpha: 4}, "1/4", "Johnson, Kotz and Balakrishnan (1995), ch. 23: density α e^{−αu}/(1 + e^{−αu})²"),
+        Fact(
+            "normalizer",
+            {alpha: 4},
+            "1/4",
+            "Johnson, Kotz and Balakrishnan (1995), ch. 23: density α e^{−αu}/(1 + e^{−αu})²",
+        ),
         Fact("energy", {u: 0, alpha: 7}, 2 * log(2), "the density at its centre is α/4"),
     ),
 )

@@ -12,8 +12,23 @@ KERNEL = Kernel(
     geometry=QUADRATIC,
     stable={"log_normalizer": n_features * log(2 * pi) / 2},
     facts=(
-        Fact("energy", {square: 4, log_det: 0, log_prior: 0}, 2, "half the squared distance, two standard deviations"),
-        Fact("energy", {square: 0, log_det: log(100), log_prior: 0}, log(10), "σ = 10: the density at its mean is a tenth"),
-        Fact("activation", {inner: Rational(1, 2)}, tanh(Rational(1, 2)), "linear discriminant: log-odds 2μᵀΣ⁻¹x"),
+        Fact(
+            "energy",
+            {square: 4, log_det: 0, log_prior: 0},
+            2,
+            "half the squared distance, two standard deviations",
+        ),
+        Fact(
+            "energy",
+            {square: 0, log_det: log(100), log_prior: 0},
+            log(10),
+            "σ = 10: the density at its mean is a tenth",
+        ),
+        Fact(
+            "activation",
+            {inner: Rational(1, 2)},
+            tanh(Rational(1, 2)),
+            "linear discriminant: log-odds 2μᵀΣ⁻¹x",
+        ),
     ),
 )

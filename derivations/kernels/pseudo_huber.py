@@ -18,7 +18,9 @@ y = Abs(z)
 far, near = hypot(delta, y + m), hypot(delta, y - m)
 sine_far, sine_near = ratio(y + m, far), ratio(y - m, near)
 inside = sine_far - sine_near
-beyond = 4 * ratio(delta, far) * ratio(delta, near) * ratio(m, near) * ratio(y, far) / (sine_far + Abs(sine_near))
+beyond = (
+    4 * ratio(delta, far) * ratio(delta, near) * ratio(m, near) * ratio(y, far) / (sine_far + Abs(sine_near))
+)
 t = Symbol("t", positive=True)
 
 KERNEL = Kernel(
@@ -38,6 +40,11 @@ KERNEL = Kernel(
     facts=(
         Fact("curvature", {u: 0, delta: 3}, 1, "quadratic at 0 with unit curvature"),
         Fact("energy", {u: 4, delta: 3}, 6, "the 3-4-5 triangle: 3·(5 − 3)"),
-        Fact("normalizer", {delta: 1}, 2 * exp(1) * besselk(1, 1), "DLMF 10.32.9: K₁(x) = ∫ e^{−x cosh t} cosh t dt"),
+        Fact(
+            "normalizer",
+            {delta: 1},
+            2 * exp(1) * besselk(1, 1),
+            "DLMF 10.32.9: K₁(x) = ∫ e^{−x cosh t} cosh t dt",
+        ),
     ),
 )

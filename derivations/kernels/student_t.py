@@ -22,7 +22,12 @@ KERNEL = Kernel(
     stable={"activation": 2 * m * z / h**2, "activation_grad": 2 * m * (r - z) * (r + z) / h**4},
     facts=(
         Fact("normalizer", {nu: 4, sigma: 3}, 6 * pi, "Cauchy density of scale 6: 1/(6π(1 + u²/36))"),
-        Fact("activation", {z: 2, m: 1, nu: 1, sigma: 1}, "2/3", "Cauchy laws at ±1 seen from 2: odds of 1/2 to 1/10"),
+        Fact(
+            "activation",
+            {z: 2, m: 1, nu: 1, sigma: 1},
+            "2/3",
+            "Cauchy laws at ±1 seen from 2: odds of 1/2 to 1/10",
+        ),
     ),
     seed="log(1 + (z − μ)²/(νσ²)), called Student-t noise",
     notes="ν and σ are not identified: only νσ² enters. The density with (ν + 1)/2 is student_t_density.",

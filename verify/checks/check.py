@@ -1,0 +1,43 @@
+"""Check: a named property, the cells it plans for a kernel, and the function that answers one cell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from verify.finding import Cell, Finding
+from verify.settings import Settings
+from verify.subject import Subject
+
+
+@dataclass(frozen=True)
+class Check:
+    """A property.
+
+    Attributes:
+        name: as on the command line, `posterior_mean.accuracy`.
+        states: the property in one sentence.
+        cells: what it plans for a kernel under given settings.
+        run: answers one of these cells.
+    """
+
+    name: str
+    states: str
+    cells: Callable[[Subject, Settings], list[Cell]]
+    run: Callable[[Subject, Cell, Settings], Finding]
+
+
+def numeric_cells(check: str, subject: Subject, functions: Iterable[str], settings: Settings) -> list[Cell]:
+    """One cell per function, dtype, device and backend."""
+    return [
+        Cell(check, subject.name, function, dtype, device, backend)
+        for function in functions
+        for dtype in settings.dtypes
+        for device in settings.devices
+        for backend in settings.backends
+    ]
+
+
+def symbolic_cell(check: str, subject: Subject, function: str) -> list[Cell]:
+    """One cell about real numbers: no dtype, device or backend."""
+    return [Cell(check, subject.name, function, "exact", "any", "symbolic")]

@@ -1,0 +1,46 @@
+"""Stable form: generated code is as accurate as its problem allows, not merely as bad as its own expression.
+
+The accuracy checks grant an expression whatever its own roundings can do; a form that cancels would be granted its
+cancellation. Here the results must lie within the mixed budget, which knows only the definition.
+"""
+
+from __future__ import annotations
+
+from verify.checks.check import Check, numeric_cells
+from verify.finding import Cell, Finding
+from verify.formats import format_of
+from verify.judge import Tally, cell_seed
+from verify.mixed import ULPS, mixed_budget
+from verify.oracle import Oracle
+from verify.settings import Settings
+from verify.strategies import EXAMPLES, Batch, batches, explore
+from verify.subject import Subject
+
+NAME = "stable_form"
+
+
+def _cells(subject: Subject, settings: Settings) -> list[Cell]:
+    return numeric_cells(NAME, subject, (name for name in subject.forms if name not in subject.handwritten), settings)
+
+
+def _run(subject: Subject, cell: Cell, settings: Settings) -> Finding:
+    fmt = format_of(cell.dtype)
+    symbols = subject.arguments(cell.function)
+    oracle = Oracle(subject.definition(cell.function), symbols, fmt)
+    function = subject.generated(cell.function)
+    tally = Tally(fmt)
+
+    def visit(batch: Batch) -> None:
+        got = function(*batch.tensors()).flatten().numpy()
+        columns = list(batch.columns.values())
+        truth = oracle(*columns)
+        tally.judge_errors(
+            batch.columns, truth.ulp_error(got, fmt), mixed_budget(oracle, columns, truth, fmt), truth, oracle.has_kinks
+        )
+
+    points = settings.points // (4 * (1 + 2 * len(symbols)))
+    explore(batches(symbols, fmt, max(8, points // EXAMPLES)), visit, cell_seed(cell, settings.seed), EXAMPLES)
+    return tally.finding(cell, note=f"budget of {ULPS} ulps in each argument and in the result; give a stable form")
+
+
+CHECKS = (Check(NAME, "no function loses more digits than its problem demands", _cells, _run),)

@@ -1,0 +1,114 @@
+"""Exact properties of the code, bit for bit: parity, and agreement of memory layouts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from derivations import LOCATION
+from verify.checks.check import Check, numeric_cells
+from verify.finding import Cell, Finding
+from verify.formats import format_of
+from verify.judge import cell_seed, point
+from verify.primitives import load_table
+from verify.rounded import Arithmetic, run
+from verify.settings import Settings
+from verify.strategies import EXAMPLES, LAYOUTS, Batch, batches, explore, lay_out
+from verify.subject import Subject
+
+
+def _parity_cells(subject: Subject, settings: Settings) -> list[Cell]:
+    """Even energies, odd influences and posterior means."""
+    kernel = subject.kernel
+    names = [name for name in subject.forms if _is_odd(subject, name) is not None] if kernel.geometry.name != "learned" else []
+    return numeric_cells("parity", subject, names, settings)
+
+
+def _is_odd(subject: Subject, name: str) -> bool | None:
+    """True for odd, False for even, None where the function has no parity along its first argument."""
+    kernel = subject.kernel
+    if kernel.geometry is not LOCATION:
+        return True if name == "activation" else False if name == "activation_grad" else None
+    if name.startswith("label_"):
+        return not name.endswith("_grad")
+    if not kernel.is_even or name in ("energy", "log_normalizer"):
+        return None
+    return name in ("influence", "activation")
+
+
+def _run_parity(subject: Subject, cell: Cell, settings: Settings) -> Finding:
+    function = subject.implementation(cell.function)
+    sign = -1 if _is_odd(subject, cell.function) else 1
+
+    def differs(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+        first, *rest = batch.tensors()
+        return function(first, *rest).flatten().numpy(), sign * function(-first, *rest).flatten().numpy()
+
+    return _bitwise(subject, cell, settings, differs, "f(−z) is not ±f(z)")
+
+
+def _layout_cells(subject: Subject, settings: Settings) -> list[Cell]:
+    return numeric_cells("layouts", subject, (name for name in subject.forms if name not in subject.handwritten), settings)
+
+
+def _run_layouts(subject: Subject, cell: Cell, settings: Settings) -> Finding:
+    """Every layout of the same numbers gives a result that correct code may give for them.
+
+    torch's vectorised body and its scalar tail may round differently, so the results need not be the same bits.
+    """
+    fmt = format_of(cell.dtype)
+    function = subject.generated(cell.function)
+    arithmetic = Arithmetic(fmt, load_table(cell.dtype, cell.device, cell.backend))
+    cases, bad, where = 0, 0, None
+
+    def visit(batch: Batch) -> None:
+        nonlocal cases, bad, where
+        columns = list(batch.columns.values())
+        allowed = run(function, [arithmetic.point(column) for column in columns])
+        anything = np.isnan(allowed.low) | np.isnan(allowed.high)
+        for layout in LAYOUTS:
+            got = function(*(lay_out(column, layout) for column in columns)).flatten().numpy().astype(np.longdouble)
+            outside = np.broadcast_to(~anything & ~((got >= allowed.low) & (got <= allowed.high)), got.shape)
+            cases += got.size
+            bad += int(outside.sum())
+            if outside.any() and where is None:
+                where = point(batch.columns, int(np.argmax(outside)))
+
+    size = max(8, settings.points // (4 * EXAMPLES))
+    explore(batches(subject.arguments(cell.function), fmt, size), visit, cell_seed(cell, settings.seed), EXAMPLES)
+    if bad:
+        reason = f"{bad} of {cases} results depend on the memory layout"
+        return Finding(cell, "failed", "sampled", cases, worst=where, reason=reason)
+    return Finding(cell, "passed", "sampled", cases)
+
+
+def _bitwise(
+    subject: Subject, cell: Cell, settings: Settings, pair: Callable[[Batch], tuple[np.ndarray, np.ndarray]], complaint: str
+) -> Finding:
+    """Passes where both results of every point are the same number."""
+    fmt = format_of(cell.dtype)
+    cases, bad, where = 0, 0, None
+
+    def visit(batch: Batch) -> None:
+        nonlocal cases, bad, where
+        with torch.no_grad():
+            one, other = pair(batch)
+        different = ~((one == other) | (np.isnan(one) & np.isnan(other)))
+        cases += one.size
+        bad += int(different.sum())
+        if different.any() and where is None:
+            where = point(batch.columns, int(np.argmax(different)))
+
+    size = max(8, settings.points // EXAMPLES)
+    explore(batches(subject.arguments(cell.function), fmt, size), visit, cell_seed(cell, settings.seed), EXAMPLES)
+    if bad:
+        return Finding(cell, "failed", "sampled", cases, worst=where, reason=f"{bad} of {cases} points: {complaint}")
+    return Finding(cell, "passed", "sampled", cases)
+
+
+CHECKS = (
+    Check("parity", "even functions are even and odd ones odd, to the bit", _parity_cells, _run_parity),
+    Check("layouts", "strides, offsets and orders of axes do not mix elements up", _layout_cells, _run_layouts),
+)

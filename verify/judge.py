@@ -1,0 +1,111 @@
+"""Judging results: the error of each against the truth, beside the budget of each, reduced to the worst point."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from verify.finding import Cell, Finding, Status
+from verify.formats import Format
+from verify.oracle import Enclosures, Long
+
+
+@dataclass
+class Tally:
+    """Accumulates judged points of one cell.
+
+    `closest` is the largest error/budget seen; `measured`, `budget` and `worst` belong to that point.
+    """
+
+    fmt: Format
+    unit: str = "ulp"
+    cases: int = 0
+    failures: int = 0
+    open_points: int = 0
+    closest: float = -1.0
+    measured: float | None = None
+    budget: float | None = None
+    largest: float = 0.0
+    worst: Mapping[str, str] | None = None
+    open_at: Mapping[str, str] | None = None
+    trace: list[tuple[NDArray[Any], Long, Long]] = field(default_factory=list)
+
+    def judge(
+        self, columns: Mapping[str, NDArray[Any]], got: NDArray[Any], truth: Enclosures, low: Long, high: Long,
+        may_be_hull: bool = False,
+    ) -> None:
+        """Judges one result per point, `low` and `high` being the ends of what correct code may return."""
+        error = truth.ulp_error(got, self.fmt)
+        with np.errstate(all="ignore"):
+            budget = np.maximum(truth.ulp_error(low, self.fmt), truth.ulp_error(high, self.fmt))
+        self.judge_errors(columns, error, budget, truth, may_be_hull)
+
+    def judge_errors(
+        self, columns: Mapping[str, NDArray[Any]], error: Long, budget: Long, truth: Enclosures, may_be_hull: bool = False
+    ) -> None:
+        """Judges errors against budgets, both in ulps, one per point."""
+        defined = ~np.isnan(truth.mid)
+        unknown = defined & (~np.isfinite(budget) | (~truth.settled & (not may_be_hull)))
+        failed = defined & (error > budget)
+        # NaN is wrong whatever the budget.
+        failed |= defined & np.isinf(error)
+        with np.errstate(all="ignore"):
+            ratio = np.where(error == 0, 0, error / budget)
+        ratio = np.where(failed, np.where(np.isfinite(ratio), ratio, np.inf), ratio)
+        ratio = np.where(defined & ~(unknown & ~failed), ratio, -1)
+        self.cases += int(defined.sum())
+        self.failures += int(failed.sum())
+        self.open_points += int((unknown & ~failed).sum())
+        if not defined.any():
+            return
+        self.largest = max(self.largest, float(np.max(np.where(defined, error, 0))))
+        index = int(np.argmax(ratio))
+        if ratio[index] > self.closest:
+            self.closest = float(ratio[index])
+            self.measured, self.budget = float(error[index]), float(budget[index])
+            self.worst = point(columns, index)
+        if self.open_at is None and (unknown & ~failed).any():
+            self.open_at = point(columns, int(np.argmax(unknown & ~failed)))
+
+    def finding(self, cell: Cell, *, note: str = "") -> Finding:
+        """The verdict: a failure beats an open point, and an open point is no pass."""
+        status: Status = "passed"
+        reason = None
+        if self.failures:
+            status = "failed"
+            reason = f"{self.failures} of {self.cases} points err by more than correct code can"
+        elif self.open_points:
+            status = "undecided"
+            reason = f"{self.open_points} of {self.cases} points have no finite budget or no settled truth"
+        elif not self.cases:
+            status, reason = "undecided", "no point had a defined truth"
+        if reason and note:
+            reason = f"{reason}; {note}"
+        return Finding(
+            cell=cell,
+            status=status,
+            basis="sampled",
+            cases=self.cases,
+            measured=self.measured,
+            budget=self.budget,
+            largest=self.largest,
+            unit=self.unit,
+            worst=self.open_at if status == "undecided" else self.worst,
+            reason=reason,
+        )
+
+
+def point(columns: Mapping[str, NDArray[Any]], index: int) -> dict[str, str]:
+    """One point, as hexadecimal floats."""
+    return {name: float(column.ravel()[index]).hex() for name, column in columns.items()}
+
+
+def cell_seed(cell: Cell, seed: int) -> int:
+    """A seed of a cell's own, so that every cell can be run again by itself."""
+    text = f"{seed} {cell.check} {cell.kernel} {cell.function} {cell.dtype} {cell.device} {cell.backend}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4])

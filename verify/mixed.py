@@ -1,0 +1,40 @@
+"""The mixed budget: what an accurate implementation may err that rounds in another order than the generated one.
+
+It grants `ULPS` ulps of perturbation in each argument, what those move the true result by, and `ULPS` ulps in the
+result (mixed forward-backward stability, Higham 2002, section 1.5). A correct rewriting passes; an expression that cancels
+more than its problem demands does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from verify.formats import Format, spacing
+from verify.oracle import Enclosures, Long, Oracle
+
+ULPS = 8
+
+
+def mixed_budget(oracle: Oracle, columns: Sequence[NDArray[Any]], truth: Enclosures, fmt: Format) -> Long:
+    """In ulps of the true result, one per point; ∞ where a perturbed definition has no value."""
+    total = np.full(truth.mid.shape, np.longdouble(ULPS))
+    size = spacing(truth.mid, fmt)
+    for index, column in enumerate(columns):
+        moved = np.zeros_like(total)
+        step = np.longdouble(ULPS) * spacing(column.astype(np.longdouble), fmt)
+        for direction in (-1, 1):
+            with np.errstate(over="ignore"):
+                shifted = (column + direction * step).astype(fmt.numpy_dtype)
+            # A step must not leave the domain, nor the range.
+            shifted = np.where(np.isfinite(shifted) & ((column <= 0) | (shifted > 0)), shifted, column)
+            there = oracle(*columns[:index], shifted, *columns[index + 1 :])
+            with np.errstate(all="ignore"):
+                distance = np.abs(there.mid - truth.mid + (there.tail - truth.tail)) + there.radius + truth.radius
+            moved = np.maximum(moved, np.where(np.isnan(distance), 0, distance))
+        with np.errstate(all="ignore"):
+            total = total + moved / size
+    return total

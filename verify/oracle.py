@@ -1,0 +1,154 @@
+"""The truth: enclosures of a definition at many points, and the error of a result against them.
+
+Each point is evaluated in Arb, at rising precision until its ball is far narrower than one ulp of the result's
+format. Nothing here reads a stable form, generated code or torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import flint
+import mpmath
+import numpy as np
+from flint import arb
+from numpy.typing import NDArray
+from sympy import Abs, Expr, Heaviside, Max, Min, Piecewise, Symbol, lambdify, sign
+
+from derivations.atoms import expand_atoms
+from derivations.enclosure import compile_enclosure
+from verify.formats import Format, spacing
+
+Long = NDArray[np.longdouble]
+GUARD_BITS = 12  # a ball is narrow enough at 2⁻¹² ulp
+MOST_BITS = 1 << 14
+_WORD = 62
+
+
+@dataclass(frozen=True)
+class Enclosures:
+    """True values mid + tail ± radius, all long double, one per point.
+
+    `settled` is False where the ball stayed wide: on a kink (then it is the subgradient's hull), or because the
+    precision ran out.
+    """
+
+    mid: Long
+    tail: Long
+    radius: Long
+    settled: NDArray[np.bool_]
+
+    def error(self, got: NDArray[Any]) -> Long:
+        """A bound of |got − truth|; the distance to the hull where the truth is a set. NaN counts as ∞."""
+        with np.errstate(all="ignore"):
+            distance = np.abs((np.asarray(got, np.longdouble) - self.mid) - self.tail)
+        bound = np.where(self.settled, distance + self.radius, np.maximum(distance - self.radius, 0))
+        return np.where(np.isnan(bound), np.inf, bound)
+
+    def ulp_error(self, got: NDArray[Any], fmt: Format) -> Long:
+        """|got − truth| in ulps of the truth's binade. ∞ stands where the format's next power of two would."""
+        size = np.asarray(got, np.longdouble)
+        finite = np.where(np.isinf(size), np.copysign(fmt.overflow, size), size)
+        beyond = np.abs(self.mid) >= fmt.overflow
+        truth = Enclosures(
+            np.where(beyond, np.copysign(fmt.overflow, self.mid), self.mid),
+            np.where(beyond, 0, self.tail),
+            np.where(beyond, 0, self.radius),
+            self.settled,
+        )
+        error = truth.error(finite) / spacing(truth.mid, fmt)
+        # A truth beyond the range may round to ∞ or, at half an ulp, to the largest number.
+        return np.where(np.isnan(size), np.inf, error)
+
+
+class Oracle:
+    """A definition, ready to be evaluated at points of a format."""
+
+    def __init__(self, definition: Expr, symbols: Sequence[Symbol], fmt: Format) -> None:
+        self.definition = expand_atoms(definition)
+        self.symbols = tuple(symbols)
+        self.fmt = fmt
+        self.function = compile_enclosure(self.definition, self.symbols)
+        self.has_kinks = self.definition.has(sign, Heaviside, Piecewise, Abs, Max, Min)
+        self._bits = fmt.precision + GUARD_BITS
+        self._floor = arb(float(fmt.min_subnormal)) * arb(2) ** -GUARD_BITS
+
+    def __call__(self, *columns: NDArray[Any]) -> Enclosures:
+        """Enclosures at the points given by one column per symbol; all of one shape, float32 or float64."""
+        rows = zip(*(np.asarray(column, np.float64).ravel().tolist() for column in columns), strict=True)
+        return pack([self.enclose(row) for row in rows], columns[0].shape if columns else ())
+
+    def enclose(self, row: Sequence[float]) -> tuple[arb, bool]:
+        """The ball at one point, and whether it is narrow."""
+        precision, best = 128, None
+        while True:
+            with flint.ctx.workprec(precision):
+                value = self.function(*map(arb, row))
+                if value.is_finite() and (value.rel_accuracy_bits() >= self._bits or value.rad() <= self._floor):
+                    return value, True
+                accuracy = value.rel_accuracy_bits() if value.is_finite() else -(10**9)
+                stalled = self.has_kinks and best is not None and accuracy == best and accuracy > -(10**6)
+                if precision >= MOST_BITS or stalled:
+                    return value, False
+                best = accuracy
+            precision *= 2
+
+    def second_opinion(self, row: Sequence[float], digits: int = 60) -> bool | None:
+        """Whether mpmath's value of the definition lies in the ball, widened by mpmath's own rounding.
+
+        None where mpmath has no value (a pole) or its cancellation leaves no digits to compare.
+        """
+        ball, settled = self.enclose(row)
+        if not settled:
+            return None
+        values = []
+        function = lambdify(self.symbols, self.definition, "mpmath")
+        for precision in (digits, 2 * digits, 8 * digits, 40 * digits):
+            with mpmath.workdps(precision):
+                try:
+                    values.append(mpmath.mpf(function(*map(mpmath.mpf, row))))
+                except (ZeroDivisionError, OverflowError, ValueError, TypeError):
+                    return None
+        with flint.ctx.workprec(4096):
+            last, previous = (arb(mpmath.nstr(value, 400)) for value in values[:-3:-1])
+            slack = arb(0, (abs(last - previous) * 4 + abs(last) * arb(2) ** -100).abs_upper())
+            return bool((last + slack).overlaps(ball))
+
+
+def pack(values: Sequence[tuple[arb, bool]], shape: tuple[int, ...]) -> Enclosures:
+    """Balls as two long doubles and a radius: 124 bits of the midpoint."""
+    parts = [_split(value) for value, _ in values]
+    columns = list(zip(*parts, strict=True)) if parts else [()] * 6
+    mid, tail, radius = (
+        _scaled(np.array(columns[2 * i], np.int64), np.array(columns[2 * i + 1], np.int64)).reshape(shape) for i in range(3)
+    )
+    settled = np.array([flag for _, flag in values], np.bool_).reshape(shape)
+    undefined = np.array([not value.is_finite() for value, _ in values], np.bool_).reshape(shape)
+    return Enclosures(np.where(undefined, np.nan, mid), tail, np.where(undefined, np.inf, radius), settled)
+
+
+def _split(value: arb) -> tuple[int, int, int, int, int, int]:
+    """(digits, exponent) of the leading and the following 62 bits of the midpoint, and of the radius."""
+    if not value.is_finite():
+        return (0, 0, 0, 0, 0, 0)
+    digits, exponent = (int(part) for part in value.mid().man_exp())
+    shift = max(0, abs(digits).bit_length() - _WORD)
+    lead = digits >> shift
+    rest = digits - (lead << shift)
+    lower = max(0, rest.bit_length() - _WORD)
+    radius, radius_exponent = (int(part) for part in value.rad().man_exp())
+    return lead, _clamped(exponent + shift), rest >> lower, _clamped(exponent + lower), radius, _clamped(radius_exponent)
+
+
+def _clamped(exponent: int) -> int:
+    return max(-40_000, min(40_000, exponent))
+
+
+def _scaled(digits: NDArray[np.int64], exponent: NDArray[np.int64]) -> Long:
+    with np.errstate(over="ignore", under="ignore"):
+        scaled: Long = np.ldexp(digits.astype(np.longdouble), exponent.astype(np.intc))
+    return scaled
+
+

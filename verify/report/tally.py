@@ -1,0 +1,94 @@
+"""Findings counted: what passed and on which basis, what did not, and which came closest to its budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import get_args
+
+from verify.finding import Basis, Finding, Status
+from verify.report.notation import plural, ratio
+
+BASES: tuple[Basis, ...] = get_args(Basis)
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Counts over some findings.
+
+    Attributes:
+        findings: what was counted.
+        tightest: the finding with the largest error over budget; None where nothing was measured.
+    """
+
+    findings: tuple[Finding, ...]
+    tightest: Finding | None
+
+    @staticmethod
+    def of(findings: Iterable[Finding]) -> Tally:
+        counted = tuple(findings)
+        measured = [finding for finding in counted if ratio(finding) is not None]
+        return Tally(counted, max(measured, key=lambda finding: ratio(finding) or 0.0, default=None))
+
+    @property
+    def cells(self) -> int:
+        return len(self.findings)
+
+    @property
+    def cases(self) -> int:
+        return sum(finding.cases for finding in self.findings)
+
+    @property
+    def worst_ratio(self) -> float | None:
+        return None if self.tightest is None else ratio(self.tightest)
+
+    @property
+    def status(self) -> Status:
+        """The one word for all of them: the gravest there is."""
+        order: tuple[Status, ...] = ("failed", "undecided", "passed", "expected_failure")
+        return next((status for status in order if self.count(status)), "not_run")
+
+    def count(self, status: Status) -> int:
+        return sum(finding.status == status for finding in self.findings)
+
+    def passed_on(self, basis: Basis) -> int:
+        """How many passes rest on this."""
+        return sum(finding.status == "passed" and finding.basis == basis for finding in self.findings)
+
+
+def headline(total: Tally) -> str:
+    """The verdict in one line."""
+    failed, undecided, skipped = (total.count(status) for status in ("failed", "undecided", "not_run"))
+    if failed or undecided:
+        parts = [f"{failed} failed" if failed else "", f"{undecided} undecided" if undecided else ""]
+        return f"{' and '.join(filter(None, parts))} of {plural(total.cells, 'cell')}"
+    if not total.count("passed"):
+        return f"nothing was verified: {plural(total.cells, 'cell')}, none passed"
+    if skipped:
+        return f"{total.cells - skipped} of {plural(total.cells, 'cell')} ran, and all of them hold"
+    return f"all {plural(total.cells, 'cell')} hold"
+
+
+def grouped(findings: Iterable[Finding], key: Callable[[Finding], str]) -> dict[str, list[Finding]]:
+    """Findings by a key, in the order in which the keys first appear."""
+    groups: dict[str, list[Finding]] = {}
+    for finding in findings:
+        groups.setdefault(key(finding), []).append(finding)
+    return groups
+
+
+def property_of(finding: Finding) -> str:
+    """The first part of a check's name: `posterior_mean` of `posterior_mean.accuracy`."""
+    return finding.cell.check.partition(".")[0]
+
+
+def gravest_first(findings: Iterable[Finding]) -> list[Finding]:
+    """What needs attention: failures by how far they are beyond their budget, then what is undecided."""
+    open_ones = [finding for finding in findings if finding.status in ("failed", "undecided")]
+    return sorted(open_ones, key=lambda finding: (finding.status != "failed", -_excess(finding)))
+
+
+def _excess(finding: Finding) -> float:
+    """A failure without a ratio is of another kind (NaN, a crash, a refuted identity) and goes first."""
+    value = ratio(finding)
+    return float("inf") if value is None else value

@@ -1,0 +1,407 @@
+"""Rounding-aware intervals: the generated code run on the set of all values that correct arithmetic may give.
+
+A `Rounded` is an interval of long doubles, one per point. Every operation is exact on the interval's ends, then
+widened by what the primitive was measured to err (`primitives.py`). The interval that comes out holds every result
+that correct code can return on that input. The code is the generated function itself: only its name
+`torch` is bound to `namespace(...)`. Intervals know ∞, so overflow needs no special case; NaN marks "anything".
+
+Long double carries 11 bits more than float64. Its own rounding is covered by `MARGIN`, and the whole is audited
+against Arb balls (check `budget.audit`). Source: Moore, Kearfott and Cloud (2009), chapters 2 and 3.
+
+The same intervals run backwards: `gradients` repeats autograd's own formulas, in autograd's order.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from flint import arb
+from numpy.typing import NDArray
+
+from verify.formats import Format
+from verify.primitives import Table
+
+Long = NDArray[np.longdouble]
+# What long double arithmetic and its libm may err, relative: 8 units of 2⁻⁶⁴, audited against Arb.
+MARGIN = np.ldexp(np.longdouble(1), -61)
+RANGES: dict[str, tuple[float, float]] = {
+    "tanh": (-1.0, 1.0), "sigmoid": (0.0, 1.0), "erf": (-1.0, 1.0), "cosh": (1.0, np.inf), "exp": (0.0, np.inf),
+    "sqrt": (0.0, np.inf), "hypot": (0.0, np.inf), "scaled_k1": (0.0, np.inf),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """A format with the measured errors of its primitives."""
+
+    fmt: Format
+    table: Table
+
+    def point(self, values: Any) -> Rounded:
+        """Exact inputs."""
+        exact = np.asarray(values, np.longdouble)
+        return Rounded(self, exact, exact)
+
+    def constant(self, value: float) -> Rounded:
+        """A literal of the source, rounded to the format as torch does."""
+        return self.point(np.longdouble(self.fmt.numpy_dtype(value)))
+
+    def widen(self, name: str, low: Long, high: Long) -> tuple[Long, Long]:
+        """The interval of rounded results, for exact results in [low, high]."""
+        primitive = self.table[name]
+        fmt = self.fmt
+        relative = np.longdouble(primitive.relative) * fmt.unit_roundoff + MARGIN
+        floor = (np.longdouble(primitive.absolute) + MARGIN) * fmt.min_subnormal
+        scale_low, scale_high = np.abs(low), np.abs(high)
+        if primitive.reference_scale != "|y|":
+            scale_low, scale_high = np.maximum(scale_low, 1), np.maximum(scale_high, 1)
+        edge = 2 * fmt.min_normal
+        wide_low = low - scale_low * relative - np.where(scale_low < edge, floor, 0)
+        wide_high = high + scale_high * relative + np.where(scale_high < edge, floor, 0)
+        if primitive.keeps_sign:
+            wide_low = np.where(low >= 0, np.maximum(wide_low, 0), wide_low)
+            wide_high = np.where(high <= 0, np.minimum(wide_high, 0), wide_high)
+        if primitive.range_ok and name in RANGES:
+            wide_low, wide_high = (np.clip(side, *RANGES[name]) for side in (wide_low, wide_high))
+        limit = fmt.overflow / np.longdouble(max(primitive.early_overflow, 1.0))
+        nearly = limit * (1 - 2 * fmt.unit_roundoff)
+        wide_high = np.where(wide_high >= nearly, np.inf, wide_high)
+        wide_low = np.where(wide_low <= -nearly, -np.inf, wide_low)
+        # A result beyond the range is ∞; as an interval it starts at the largest number.
+        wide_low = np.where(wide_low > fmt.max, fmt.max, wide_low)
+        wide_high = np.where(wide_high < -fmt.max, -fmt.max, wide_high)
+        return wide_low, wide_high
+
+
+Vjp = Callable[["Rounded"], "Rounded"]
+
+
+class Truth:
+    """A comparison of intervals: certainly true, certainly false, or open."""
+
+    __slots__ = ("no", "yes")
+
+    def __init__(self, yes: NDArray[np.bool_], no: NDArray[np.bool_]) -> None:
+        self.yes, self.no = yes, no
+
+    def __and__(self, other: Truth) -> Truth:
+        return Truth(self.yes & other.yes, self.no | other.no)
+
+    def __or__(self, other: Truth) -> Truth:
+        return Truth(self.yes | other.yes, self.no & other.no)
+
+
+class Rounded:
+    """All results that correct code can have at this place, one interval [low, high] per point."""
+
+    __slots__ = ("arithmetic", "high", "low", "parents")
+    __array_priority__ = 1000
+
+    def __init__(
+        self, arithmetic: Arithmetic, low: Long, high: Long, parents: Sequence[tuple[Rounded, Vjp]] = ()
+    ) -> None:
+        self.arithmetic, self.low, self.high, self.parents = arithmetic, low, high, parents
+
+    # arithmetic ---------------------------------------------------------------
+
+    def __add__(self, other: Any) -> Rounded:
+        other = self._lift(other)
+        return self._result("add", self.low + other.low, self.high + other.high, (self, _same), (other, _same))
+
+    def __sub__(self, other: Any) -> Rounded:
+        other = self._lift(other)
+        return self._result("sub", self.low - other.high, self.high - other.low, (self, _same), (other, Rounded.__neg__))
+
+    def __rsub__(self, other: Any) -> Rounded:
+        return self._lift(other) - self
+
+    def __mul__(self, other: Any) -> Rounded:
+        other = self._lift(other)
+        ends = [a * b for a in (self.low, self.high) for b in (other.low, other.high)]
+        return self._result("mul", _least(ends), _most(ends), (self, lambda g: g * other), (other, lambda g: g * self))
+
+    def __truediv__(self, other: Any) -> Rounded:
+        other = self._lift(other)
+        straddles = (other.low < 0) & (other.high > 0)
+        # −0 as an end would give the wrong infinity.
+        below, above = other.low + 0.0, np.where(other.high == 0, -0.0, other.high)
+        above = np.where((other.high == 0) & (other.low == 0), 0.0, above)
+        ends = [a / b for a in (self.low, self.high) for b in (below, above)]
+        low, high = (np.where(straddles, np.nan, side) for side in (_least(ends), _most(ends)))
+        result = self._result("div", low, high, (self, lambda g: g / other))
+        result.parents = (*result.parents, (other, lambda g: -g * (result / other)))
+        return result
+
+    def __rtruediv__(self, other: Any) -> Rounded:
+        return self._lift(other) / self
+
+    def __neg__(self) -> Rounded:
+        return Rounded(self.arithmetic, -self.high, -self.low, ((self, Rounded.__neg__),))
+
+    __radd__ = __add__
+    __rmul__ = __mul__
+
+    # comparisons --------------------------------------------------------------
+
+    def __lt__(self, other: Any) -> Truth:
+        other = self._lift(other)
+        return Truth(self.high < other.low, self.low >= other.high)
+
+    def __le__(self, other: Any) -> Truth:
+        other = self._lift(other)
+        return Truth(self.high <= other.low, self.low > other.high)
+
+    def __gt__(self, other: Any) -> Truth:
+        return self._lift(other) < self
+
+    def __ge__(self, other: Any) -> Truth:
+        return self._lift(other) <= self
+
+    def __eq__(self, other: object) -> Truth:  # type: ignore[override]
+        other = self._lift(other)
+        single = (self.low == self.high) & (other.low == other.high)
+        return Truth(single & (self.low == other.low), (self.high < other.low) | (self.low > other.high))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    # helpers ------------------------------------------------------------------
+
+    @property
+    def dtype(self) -> Any:
+        return self.arithmetic.fmt.torch_dtype
+
+    def _lift(self, value: Any) -> Rounded:
+        return value if isinstance(value, Rounded) else self.arithmetic.constant(value)
+
+    def _result(self, name: str, low: Long, high: Long, *parents: tuple[Rounded, Vjp]) -> Rounded:
+        return Rounded(self.arithmetic, *self.arithmetic.widen(name, low, high), parents)
+
+    def _exact(self, low: Long, high: Long, *parents: tuple[Rounded, Vjp]) -> Rounded:
+        return Rounded(self.arithmetic, low, high, parents)
+
+    def rising(self, name: str, function: Callable[[Long], Long], slope: Callable[[Rounded], Rounded]) -> Rounded:
+        """A nondecreasing primitive; `slope` gives the local derivative from its result."""
+        result = self._result(name, function(self.low), function(self.high))
+        result.parents = ((self, lambda g: g * slope(result)),)
+        return result
+
+
+def _same(g: Rounded) -> Rounded:
+    return g
+
+
+def _least(ends: Sequence[Long]) -> Long:
+    return np.minimum(np.minimum(ends[0], ends[1]), np.minimum(ends[2], ends[3]))
+
+
+def _most(ends: Sequence[Long]) -> Long:
+    return np.maximum(np.maximum(ends[0], ends[1]), np.maximum(ends[2], ends[3]))
+
+
+def _hull(first: Rounded, second: Rounded, pick: Truth) -> tuple[Long, Long]:
+    """`first` where pick is true, `second` where it is false, both where it is open."""
+    low = np.where(pick.yes, first.low, np.where(pick.no, second.low, np.fmin(first.low, second.low)))
+    high = np.where(pick.yes, first.high, np.where(pick.no, second.high, np.fmax(first.high, second.high)))
+    anything = ~pick.yes & ~pick.no & (np.isnan(first.low) | np.isnan(second.low))
+    return np.where(anything, np.nan, low), np.where(anything, np.nan, high)
+
+
+class _Torch:
+    """The functions of torch that generated code may call, on intervals."""
+
+    @staticmethod
+    def abs(x: Rounded) -> Rounded:
+        low, high = np.abs(x.low), np.abs(x.high)
+        least = np.where((x.low < 0) & (x.high > 0), 0, np.minimum(low, high))
+        return x._exact(least, np.maximum(low, high), (x, lambda g: g * _Torch.sign(x)))
+
+    @staticmethod
+    def sign(x: Rounded) -> Rounded:
+        return x._exact(np.sign(x.low), np.sign(x.high))
+
+    @staticmethod
+    def exp(x: Rounded) -> Rounded:
+        return x.rising("exp", np.exp, lambda y: y)
+
+    @staticmethod
+    def expm1(x: Rounded) -> Rounded:
+        return x.rising("expm1", np.expm1, lambda y: y + 1.0)
+
+    @staticmethod
+    def log(x: Rounded) -> Rounded:
+        return x.rising("log", np.log, lambda _: 1.0 / x)
+
+    @staticmethod
+    def log1p(x: Rounded) -> Rounded:
+        return x.rising("log1p", np.log1p, lambda _: 1.0 / (x + 1.0))
+
+    @staticmethod
+    def tanh(x: Rounded) -> Rounded:
+        return x.rising("tanh", np.tanh, lambda y: 1.0 - _square(y))
+
+    @staticmethod
+    def sinh(x: Rounded) -> Rounded:
+        return x.rising("sinh", np.sinh, lambda _: _Torch.cosh(x))
+
+    @staticmethod
+    def cosh(x: Rounded) -> Rounded:
+        size = _Torch.abs(x)
+        return x._result("cosh", np.cosh(size.low), np.cosh(size.high), (x, lambda g: g * _Torch.sinh(x)))
+
+    @staticmethod
+    def asinh(x: Rounded) -> Rounded:
+        return x.rising("asinh", np.arcsinh, lambda _: 1.0 / _Torch.sqrt(_square(x) + 1.0))
+
+    @staticmethod
+    def sqrt(x: Rounded) -> Rounded:
+        return x.rising("sqrt", np.sqrt, lambda y: 1.0 / (2.0 * y))
+
+    @staticmethod
+    def sigmoid(x: Rounded) -> Rounded:
+        return x.rising("sigmoid", lambda v: 1 / (1 + np.exp(-v)), lambda y: (1.0 - y) * y)
+
+    @staticmethod
+    def hypot(x: Rounded, y: Rounded) -> Rounded:
+        one, other = _Torch.abs(x), _Torch.abs(y)
+        result = x._result("hypot", np.hypot(one.low, other.low), np.hypot(one.high, other.high))
+        result.parents = ((x, lambda g: g * (x / result)), (y, lambda g: g * (y / result)))
+        return result
+
+    @staticmethod
+    def erf(x: Rounded) -> Rounded:
+        slope = 2.0 / float(np.sqrt(np.pi))
+        low, high = _by_arb(lambda ball: ball.erf(), x)
+        return x._result("erf", low, high, (x, lambda g: g * (slope * _Torch.exp(-_square(x)))))
+
+    @staticmethod
+    def lgamma(x: Rounded) -> Rounded:
+        return x._result("lgamma", *_by_arb(lambda ball: ball.lgamma(), x))
+
+    @staticmethod
+    def maximum(x: Rounded, y: Rounded) -> Rounded:
+        return x._exact(np.maximum(x.low, y.low), np.maximum(x.high, y.high), *_extremum(x, y, x > y, x < y))
+
+    @staticmethod
+    def minimum(x: Rounded, y: Rounded) -> Rounded:
+        return x._exact(np.minimum(x.low, y.low), np.minimum(x.high, y.high), *_extremum(x, y, x < y, x > y))
+
+    @staticmethod
+    def clamp(x: Rounded, min: float | None = None, max: float | None = None) -> Rounded:  # noqa: A002
+        inside = (x >= min) if min is not None else (x <= max)
+        bound = x._lift(min if min is not None else max)
+        pick = np.maximum if min is not None else np.minimum
+        low, high = pick(x.low, bound.low), pick(x.high, bound.high)
+        return x._exact(low, high, (x, lambda g: _Torch.where(inside, g, 0.0)))
+
+    @staticmethod
+    def where(condition: Truth, yes: Any, no: Any) -> Rounded:
+        known = yes if isinstance(yes, Rounded) else no
+        first, second = known._lift(yes), known._lift(no)
+        return known._exact(
+            *_hull(first, second, condition),
+            (first, lambda g: _Torch.where(condition, g, 0.0)),
+            (second, lambda g: _Torch.where(condition, 0.0, g)),
+        )
+
+    @staticmethod
+    def full_like(x: Rounded, value: float) -> Rounded:
+        return x.arithmetic.constant(value)
+
+    @staticmethod
+    def broadcast_tensors(x: Rounded, *others: Rounded) -> list[Rounded]:
+        shape = np.broadcast_shapes(x.low.shape, *(other.low.shape for other in others))
+        return [x._exact(np.broadcast_to(x.low, shape), np.broadcast_to(x.high, shape), (x, _same))]
+
+
+def _square(x: Rounded) -> Rounded:
+    return x * x
+
+
+def _extremum(x: Rounded, y: Rounded, x_wins: Truth, y_wins: Truth) -> tuple[tuple[Rounded, Vjp], ...]:
+    """Autograd gives half of the gradient to each side of a tie."""
+
+    def share(wins: Truth, loses: Truth) -> Vjp:
+        return lambda g: _Torch.where(wins, g, _Torch.where(loses, 0.0, g * 0.5))
+
+    return (x, share(x_wins, y_wins)), (y, share(y_wins, x_wins))
+
+
+def _by_arb(function: Callable[[arb], arb], x: Rounded) -> tuple[Long, Long]:
+    """For what long double's libm does not have: the hull over each interval, in Arb."""
+    low, high = np.empty(x.low.shape, np.longdouble), np.empty(x.low.shape, np.longdouble)
+    for index in np.ndindex(x.low.shape):
+        start, end = np.float64(x.low[index]), np.float64(x.high[index])
+        ball = arb(float(np.nextafter(start, -np.inf) if start > x.low[index] else start)).union(
+            arb(float(np.nextafter(end, np.inf) if end < x.high[index] else end))
+        )
+        value = function(ball)
+        low[index], high[index] = (np.longdouble(str(side.str(25, radius=False))) for side in (value.lower(), value.upper()))
+    return low, high
+
+
+def _saturated(x: Rounded) -> Rounded:
+    top = x.arithmetic.fmt.max
+    return x._exact(np.minimum(x.low, top), np.minimum(x.high, top), (x, lambda g: _Torch.where(x <= float(top), g, 0.0)))
+
+
+def _dominated_difference(x: Rounded, y: Rounded) -> Rounded:
+    with np.errstate(invalid="ignore"):
+        result = x - y
+    certain, possible = np.isinf(y.low), np.isinf(y.high)
+    low = np.where(certain | possible, -np.inf, result.low)
+    high = np.where(certain, -np.inf, result.high)
+    inside = Truth(~possible, certain)
+    return x._exact(
+        low, high, (x, lambda g: _Torch.where(inside, g, 0.0)), (y, lambda g: -g),
+    )  # fmt: skip
+
+
+def _scaled_k1(x: Rounded) -> Rounded:
+    low, high = _by_arb(lambda ball: ball.exp() * ball.bessel_k(1), x)
+    return x._result("scaled_k1", low, high)
+
+
+def run(function: Callable[..., Any], arguments: Sequence[Rounded]) -> Rounded:
+    """Runs a generated function on intervals: the same code object, other numbers."""
+    names = {
+        "torch": _Torch, "saturated": _saturated, "dominated_difference": _dominated_difference, "scaled_k1": _scaled_k1,
+    }  # fmt: skip
+    rebound = types.FunctionType(function.__code__, names, function.__name__)
+    with np.errstate(all="ignore"):
+        result: Rounded = rebound(*arguments)
+        return result
+
+
+def gradients(result: Rounded, inputs: Mapping[str, Rounded]) -> dict[str, Rounded]:
+    """∂result/∂input for each input, as autograd accumulates it from a gradient of ones."""
+    order: list[Rounded] = []
+    seen: set[int] = set()
+
+    def visit(node: Rounded) -> None:
+        stack = [(node, False)]
+        while stack:
+            current, done = stack.pop()
+            if done:
+                order.append(current)
+            elif id(current) not in seen:
+                seen.add(id(current))
+                stack.append((current, True))
+                stack.extend((parent, False) for parent, _ in current.parents)
+
+    visit(result)
+    sums: dict[int, Rounded] = {id(result): result._lift(1.0)}
+    with np.errstate(all="ignore"):
+        for node in reversed(order):
+            incoming = sums.get(id(node))
+            if incoming is None:
+                continue
+            for parent, vjp in node.parents:
+                share = vjp(incoming)
+                known = sums.get(id(parent))
+                sums[id(parent)] = share if known is None else known + share
+    zero = result._lift(0.0)
+    return {name: sums.get(id(node), zero) for name, node in inputs.items()}

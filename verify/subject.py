@@ -1,0 +1,136 @@
+"""Subject: what is under test. A kernel, the definitions of its functions, and the torch code that claims them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import flint
+from sympy import Eq, Expr, Piecewise, Symbol, limit, log
+from torch import Tensor
+
+import implicit_em
+from derivations import LOCATION, Derivation, Kernel, KernelError, derive, kernel_names, mu, u, z
+from derivations.calculus import influence, irls_weight, normalizer, posterior_mean, posterior_mean_slope
+from derivations.catalogue import load_module
+from derivations.enclosure import compile_enclosure, exact
+from derivations.generate import module_source
+from derivations.proof import rational_points
+from derivations.stable import activation_name, stable_forms
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A kernel under test.
+
+    Attributes:
+        spec: how the user named it: a built-in kernel, or the path of a file.
+        kernel: the specification.
+        code: the generated torch code behind `implicit_em.kernel`, or made in memory for a file.
+        handwritten: an `IMPLEMENTATION` that takes the place of generated functions, by name.
+    """
+
+    spec: str
+    kernel: Kernel
+    code: implicit_em.Kernel
+    handwritten: Mapping[str, Callable[..., Tensor]] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.kernel.name
+
+    @cached_property
+    def derivation(self) -> Derivation:
+        return derive(self.kernel)
+
+    @cached_property
+    def forms(self) -> dict[str, tuple[tuple[Symbol, ...], Expr]]:
+        return stable_forms(self.kernel)
+
+    def implementation(self, function: str) -> Callable[..., Tensor]:
+        """The torch callable under test; arguments in the order of `arguments(function)`, tensors of one dtype."""
+        return self.handwritten.get(function) or getattr(self.code.module, function)
+
+    def generated(self, function: str) -> Callable[..., Tensor]:
+        """The generated callable, whether or not a handwritten one takes its place."""
+        found: Callable[..., Tensor] = getattr(self.code.module, function)
+        return found
+
+    def arguments(self, function: str) -> tuple[Symbol, ...]:
+        return self.forms[function][0]
+
+    def definition(self, function: str) -> Expr:
+        """What a function means, from the energy alone; no stable form is read.
+
+        Only the normaliser is a closed form: the derivation proves it by rigorous quadrature.
+        """
+        if function not in self._definitions:
+            self._definitions[function] = self._define(function)
+        return self._definitions[function]
+
+    @cached_property
+    def _definitions(self) -> dict[str, Expr]:
+        return {}
+
+    def _define(self, function: str) -> Expr:
+        kernel = self.kernel
+        if function == "energy":
+            return kernel.energy.subs(u, z - mu) if kernel.geometry is LOCATION else kernel.energy
+        if function == "influence":
+            return influence(kernel)
+        if function == "irls_weight":
+            weight = irls_weight(kernel)
+            # ψ(u)/u has a removable singularity at 0 for a smooth energy; where it is a pole it stays one.
+            centre = limit(weight, u, 0, "+")
+            return Piecewise((centre, Eq(u, 0)), (weight, True)) if centre.is_finite else weight
+        if function == "log_normalizer":
+            value = normalizer(kernel)
+            return log(value) if value is not None else self.forms[function][1]
+        for reading in kernel.readings:
+            if function == activation_name(kernel, reading):
+                return posterior_mean(kernel, reading)
+            if function == activation_name(kernel, reading) + "_grad":
+                return posterior_mean_slope(kernel, reading)
+        raise KeyError(function)
+
+
+def load_subject(spec: str) -> Subject:
+    """The subject behind a kernel name or the path of a kernel file.
+
+    Raises:
+        KernelError: bad input; one line that says what, where and what was expected.
+    """
+    module = load_module(spec)
+    kernel = getattr(module, "KERNEL", None)
+    if not isinstance(kernel, Kernel):
+        raise KernelError(f"{spec}: expected it to define KERNEL = Kernel(…), found {type(kernel).__name__}")
+    _require_finite_energy(spec, kernel)
+    if spec in kernel_names():
+        return Subject(spec, kernel, implicit_em.kernel(spec))
+    code = implicit_em.from_source(module_source(kernel, kernel.name), kernel.name)
+    return Subject(spec, kernel, code, _handwritten(spec, code, getattr(module, "IMPLEMENTATION", {})))
+
+
+def _handwritten(spec: str, code: implicit_em.Kernel, given: Any) -> Mapping[str, Callable[..., Tensor]]:
+    known = tuple(code.module.FUNCTIONS)
+    if not isinstance(given, Mapping):
+        raise KernelError(f"{spec}: IMPLEMENTATION: expected a dict of torch callables, got {type(given).__name__}")
+    for name, function in given.items():
+        if name not in known:
+            raise KernelError(f"{spec}: IMPLEMENTATION[{name!r}]: expected one of {', '.join(known)}")
+        if not callable(function):
+            raise KernelError(f"{spec}: IMPLEMENTATION[{name!r}]: expected a callable, got {type(function).__name__}")
+    return given
+
+
+def _require_finite_energy(spec: str, kernel: Kernel) -> None:
+    """An energy must be a finite real number at every finite point; a few rational ones are tried."""
+    energy = compile_enclosure(kernel.energy, kernel.symbols)
+    for point in rational_points("energy.finite", kernel.symbols, 24):
+        with flint.ctx.workprec(256):
+            value = energy(*map(exact, point))
+        if not value.is_finite():
+            place = ", ".join(f"{symbol} = {coordinate}" for symbol, coordinate in zip(kernel.symbols, point, strict=True))
+            raise KernelError(f"{spec}: energy of {kernel.name} at {place} is NaN or infinite: expected a finite real number")

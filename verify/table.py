@@ -1,0 +1,202 @@
+"""The verdict in a terminal: a table by kernel, then each thing that did not hold, then one line for all of it."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from rich.console import RenderableType
+from rich.table import Column, Table
+from rich.text import Text
+
+from verify.finding import Finding, Report, Status
+from verify.report.notation import (
+    MARKS,
+    WORDS,
+    amount,
+    duration,
+    evidence,
+    number,
+    plural,
+    ratio,
+    rests_on,
+    worst_input,
+)  # fmt: skip
+from verify.report.tally import BASES, Tally, gravest_first, grouped, headline
+
+STYLES: dict[Status, str] = {
+    "passed": "green",
+    "failed": "bold red",
+    "expected_failure": "yellow",
+    "undecided": "yellow",
+    "not_run": "dim",
+}
+# A wall of failures hides the first one; the report and the JSON hold all of them.
+_SHOWN = 20
+_WIDTH = 76
+
+
+def summary(report: Report, written: Sequence[str] = ()) -> Iterator[RenderableType]:
+    """Everything that is shown at the end of a run.
+
+    Args:
+        written: the files that hold the rest.
+    """
+    yield _kernels(report)
+    yield from _open(gravest_first(report.findings), written)
+    yield from _skipped(report)
+    yield ""
+    yield _verdict(report)
+    yield _rests_on(report)
+    yield _run(report)
+    for path in written:
+        yield Text(f"  {path}", style="dim")
+
+
+def _kernels(report: Report) -> Table:
+    columns = [column for column in _COLUMNS if column.always or any(column.value(f) for f in report.findings)]
+    heads = [Column(column.title, justify="right", vertical="bottom") for column in columns]
+    table = Table(
+        Column("", width=1),
+        Column("kernel", no_wrap=True, overflow="ellipsis", vertical="bottom"),
+        Column("cells", justify="right", vertical="bottom"),
+        *heads,
+        Column("error/\nbudget", justify="right", vertical="bottom"),
+        box=None,
+        padding=(0, 1, 0, 0),
+        header_style="dim",
+    )
+    for name, findings in grouped(report.findings, lambda finding: finding.cell.kernel).items():
+        tally = Tally.of(findings)
+        mark = Text(MARKS[tally.status], style=STYLES[tally.status])
+        counts = [_count(sum(map(column.value, findings)), column.status) for column in columns]
+        table.add_row(mark, name, str(tally.cells), *counts, _tightness(tally))
+    return table
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """A column that counts findings; shown without any only where `always`."""
+
+    title: str
+    status: Status
+    basis: str | None = None
+    always: bool = True
+
+    def value(self, finding: Finding) -> bool:
+        return finding.status == self.status and self.basis in (None, finding.basis)
+
+
+_COLUMNS = (
+    _Counted("proved", "passed", "proved"),
+    _Counted("exhaus-\ntive", "passed", "exhaustive", always=False),
+    _Counted("sampled", "passed", "sampled"),
+    _Counted("failed", "failed"),
+    _Counted("expected\nfailure", "expected_failure", always=False),
+    _Counted("unde-\ncided", "undecided"),
+    _Counted("not\nrun", "not_run"),
+)
+
+
+def _count(value: int, status: Status) -> Text:
+    return Text(str(value), style=STYLES[status] if status != "passed" else "") if value else Text("·", style="dim")
+
+
+def _tightness(tally: Tally) -> Text:
+    """The largest error over budget: how close the kernel comes to what it is allowed."""
+    worst = tally.worst_ratio
+    if worst is None:
+        return Text("–", style="dim")
+    return Text(f"{worst:.2f}" if worst < 100 else number(worst), style=STYLES["failed"] if worst > 1 else "")
+
+
+def _open(findings: Sequence[Finding], written: Sequence[str]) -> Iterator[RenderableType]:
+    for finding in findings[:_SHOWN]:
+        yield ""
+        yield from describe(finding)
+    if len(findings) > _SHOWN:
+        yield ""
+        where = f"in {written[0]}" if written else "with --report DIR or --json FILE"
+        yield Text(f"… and {len(findings) - _SHOWN} more, {where}", style="bold")
+
+
+def describe(finding: Finding) -> Iterator[RenderableType]:
+    """A finding on a few lines: what, on which input, why, and how to see it again."""
+    cell = finding.cell
+    where = "real numbers" if cell.is_symbolic else f"{cell.dtype} {cell.device} {cell.backend}"
+    head = Text.assemble(
+        (f"{MARKS[finding.status]} {WORDS[finding.status]}", STYLES[finding.status]),
+        ("  " + cell.kernel, "bold"),
+        f"  {cell.function}  {cell.check}",
+        (f"  {where}", "dim"),
+    )
+    yield head
+    if finding.reason:
+        yield from _lines(finding.reason)
+    if finding.measured is not None:
+        excess = ratio(finding)
+        times = f"  ({number(excess)} times its budget)" if excess is not None and excess > 1 else ""
+        yield from _lines(evidence(finding) + times)
+    if finding.worst:
+        yield from _lines("at " + ", ".join(worst_input(finding)))
+    if finding.cases:
+        yield from _lines(rests_on(finding), "dim")
+    yield from _command(finding.reproduce)
+
+
+def _lines(text: str, style: str = "") -> Iterator[RenderableType]:
+    wrapped = textwrap.wrap(text, _WIDTH, break_long_words=True, break_on_hyphens=False)
+    for line in wrapped:
+        yield Text(f"  {line}", style=style)
+
+
+def _command(command: str) -> Iterator[RenderableType]:
+    """A shell command, continued with backslashes so that it can be copied whole; an option stays with its value."""
+    lines = [""]
+    for word in re.split(r" (?=--)", command):
+        if lines[-1] and len(lines[-1]) + len(word) > _WIDTH - 5:
+            lines.append("")
+        lines[-1] = f"{lines[-1]} {word}" if lines[-1] else word
+    for index, line in enumerate(lines):
+        more = " \\" if index < len(lines) - 1 else ""
+        yield Text(f"  {'  ' if index else ''}{line}{more}", style="cyan")
+
+
+def _skipped(report: Report) -> Iterator[RenderableType]:
+    """What was not run, counted by its reason."""
+    skipped = [finding for finding in report.findings if finding.status == "not_run"]
+    for reason, findings in grouped(skipped, lambda finding: finding.reason or "").items():
+        yield ""
+        yield from _lines(f"– {plural(len(findings), 'cell')} not run: {reason}")
+
+
+def _verdict(report: Report) -> Text:
+    total = Tally.of(report.findings)
+    mark, style = (MARKS["passed"], STYLES["passed"]) if report.ok else (MARKS["failed"], STYLES["failed"])
+    return Text(f"{mark} {headline(total)}", style=style)
+
+
+def _rests_on(report: Report) -> Text:
+    total = Tally.of(report.findings)
+    counts = [(total.passed_on(basis), basis) for basis in BASES]
+    said = [f"{amount(value)} {basis}" for value, basis in counts if value]
+    said += [
+        f"{amount(total.count(status))} {WORDS[status]}"
+        for status in ("expected_failure", "not_run")
+        if total.count(status)
+    ]
+    return Text("  " + " · ".join(said)) if said else Text("  nothing passed")
+
+
+def _run(report: Report) -> Text:
+    about = report.environment
+    said: Iterable[str] = (
+        f"{about['profile']} profile",
+        f"seed {about['seed']}",
+        f"{amount(report.summary['cases'])} cases",
+        duration(about["seconds"]),
+        plural(about["jobs"], "job"),
+    )
+    return Text("  " + " · ".join(said), style="dim")
