@@ -32,6 +32,7 @@ from sympy.codegen.cfunctions import expm1, hypot, log1p
 __all__ = [
     "ATOMS",
     "Atom",
+    "bounded",
     "clip",
     "dominated_difference",
     "exp_times",
@@ -155,35 +156,30 @@ class tanhc(Atom):
         (x,) = args
         return Piecewise((tanh(x) / x, Ne(x, 0)), (S.One, True))
 
-    @classmethod
-    def recipe(cls, *args: Expr) -> Expr:
-        (x,) = args
-        # Dividing by 1 at 0 keeps NaN out of the branch that is not taken, and so out of its gradient.
-        nonzero = Piecewise((S.One, Eq(x, 0)), (x, True))
-        return Piecewise((S.One, Eq(x, 0)), (ratio(tanh(x), nonzero), True))
-
 
 class log1p_square(Atom):
-    """log(1 + x²), also where x² overflows."""
+    """log(1 + (x/w)²) for w > 0, also where x/w or its square overflows."""
 
     @classmethod
     def define(cls, *args: Expr) -> Expr:
-        return log(1 + args[0] ** 2)
+        x, w = args
+        return log(1 + (x / w) ** 2)
 
     @classmethod
     def recipe(cls, *args: Expr) -> Expr:
-        (x,) = args
-        # Each branch sees only arguments that it can take, so neither has a NaN gradient.
-        small = clip(x, S.NegativeOne, S.One)
-        large = Max(Abs(x), 1)
+        x, w = args
+        # Each branch sees only arguments that it can take, so neither has a NaN gradient. The root keeps |x|/w in range.
+        small = ratio(clip(x, -w, w), w)
+        large = Max(Abs(x), w)
+        root = ratio(sqrt(large), sqrt(w))
         return Piecewise(
-            (log1p(small**2), Abs(x) <= 1),
-            (2 * log(large) + log1p(ratio(ratio(S.One, large), large)), True),
+            (log1p(product(small, small)), Abs(x) <= w),
+            (4 * log(root) + log1p(product(ratio(w, large), ratio(w, large))), True),
         )
 
     def fdiff(self, argindex: int = 1) -> Expr:
-        (x,) = self.args
-        return 2 * x / (1 + x**2)
+        x, w = self.args
+        return 2 * x / (w**2 + x**2) if argindex == 1 else -2 * x**2 / (w * (w**2 + x**2))
 
 
 class clip(Atom):
@@ -217,7 +213,10 @@ class ratio(Atom):
 
 
 class exp_times(Atom):
-    """eˣ·y in two steps of e^{x/2}, so that a large eˣ meets a small y before it overflows."""
+    """eˣ·y in two steps of e^{x/2}, so that a large eˣ meets a small y before it overflows.
+
+    Every factor stays finite: autograd multiplies factors by gradients of 0, and 0·∞ would be NaN.
+    """
 
     @classmethod
     def define(cls, *args: Expr) -> Expr:
@@ -226,8 +225,8 @@ class exp_times(Atom):
     @classmethod
     def recipe(cls, *args: Expr) -> Expr:
         x, y = args
-        half = saturated(exp(x / 2))
-        return product(half, product(half, y))
+        half = exp(bounded(x / 2))
+        return product(half, saturated(product(half, y)))
 
     def fdiff(self, argindex: int = 1) -> Expr:
         x, y = self.args
@@ -243,7 +242,15 @@ class product(Atom):
 
 
 class saturated(Atom):
-    """x, where overflow gives the largest finite number instead of ∞: so that 0·x stays 0."""
+    """x, where overflow gives ± the largest finite number instead of ±∞: so that 0·x stays 0."""
+
+    @classmethod
+    def define(cls, *args: Expr) -> Expr:
+        return args[0]
+
+
+class bounded(Atom):
+    """x as an exponent: limited to where e^{|x|} is finite, beyond which e^x has saturated anyway."""
 
     @classmethod
     def define(cls, *args: Expr) -> Expr:
@@ -268,7 +275,7 @@ class dominated_difference(Atom):
 
 ATOMS: tuple[type[Atom], ...] = (
     sigmoid, softplus, logcosh, sech2, tanhc, log1p_square, clip, ratio, product, exp_times,
-    saturated, scaled_k1, dominated_difference,
+    saturated, bounded, scaled_k1, dominated_difference,
 )  # fmt: skip
 
 

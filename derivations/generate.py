@@ -39,7 +39,7 @@ def module_source(kernel: Kernel, origin: str = "") -> str:
     programs = {name: lower(expr, arguments) for name, (arguments, expr) in forms.items()}
     body = [torch_source(name, programs[name], describe(forms[name][1])) for name in forms]
     code = "\n".join(body)
-    helpers = [name for name in ("dominated_difference", "saturated", "scaled_k1") if f"{name}(" in code]
+    helpers = [name for name in ("bounded", "dominated_difference", "saturated", "scaled_k1", "tanhc") if f"{name}(" in code]
     imports = "import torch\nfrom torch import Tensor\n"
     if helpers:
         imports += f"\nfrom implicit_em.primitives import {', '.join(helpers)}\n"

@@ -62,11 +62,11 @@ log_det = Symbol("log_det", real=True)
 log_prior = Symbol("log_prior", real=True)
 inner = Symbol("inner", real=True)
 n_features = Symbol("n_features", positive=True)
-_common = Symbol("common", real=True)
+common = Symbol("common", real=True)
 QUADRATIC = Geometry(
     name="quadratic",
     coordinates=(square, log_det, log_prior),
-    pairs={"directions": ({square: _common - 2 * inner}, {square: _common + 2 * inner})},
+    pairs={"directions": ({square: common - 2 * inner}, {square: common + 2 * inner})},
     arguments=(inner,),
 )
 

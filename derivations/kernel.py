@@ -62,6 +62,7 @@ class Kernel:
         facts: independent values.
         seed: how the founding documents write it, where that differs.
         notes: for the report.
+        expected_failures: "check/function" → why it must fail today; such a failure is shown and counted apart.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Kernel:
     facts: tuple[Fact, ...] = ()
     seed: str = ""
     notes: str = ""
+    expected_failures: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         put = object.__setattr__  # the dataclass is frozen

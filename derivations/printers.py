@@ -18,6 +18,8 @@ _CALLS = {
     "log1p": "torch.log1p", "tanh": "torch.tanh", "sinh": "torch.sinh", "cosh": "torch.cosh", "asinh": "torch.asinh",
     "erf": "torch.erf", "lgamma": "torch.lgamma", "hypot": "torch.hypot", "sqrt": "torch.sqrt",
     "sigmoid": "torch.sigmoid", "scaled_k1": "scaled_k1", "saturated": "saturated",
+    "bounded": "bounded",
+    "tanhc": "tanhc",
     "dominated_difference": "dominated_difference",
 }  # fmt: skip
 
@@ -114,7 +116,7 @@ def _plain_call(name: str) -> Any:
 
 for _atom, _shown in {
     "softplus": "softplus", "logcosh": r"log\,cosh", "sech2": r"sech^{2}", "tanhc": "tanhc", "clip": "clip",
-    "log1p_square": "log1p\\_square", "log1p": "log1p", "expm1": "expm1", "hypot": "hypot", "saturated": "saturated",
+    "log1p_square": "log1p\\_square", "log1p": "log1p", "expm1": "expm1", "hypot": "hypot", "saturated": "saturated", "bounded": "bounded",
     "scaled_k1": "scaled\\_k1",
 }.items():  # fmt: skip
     setattr(_Latex, f"_print_{_atom}", _plain_call(_shown))

@@ -42,6 +42,8 @@ from sympy import (
 )  # fmt: skip
 
 from derivations.atoms import (
+    bounded,
+    tanhc,
     Atom,
     clip,
     dominated_difference,
@@ -64,7 +66,7 @@ COORDINATES = (z, u, mu, f, f_plus, f_minus, inner, square)
 ELEMENTARY: dict[type[Basic], str] = {
     Abs: "abs", sign: "sign", exp: "exp", expm1: "expm1", log: "log", log1p: "log1p", tanh: "tanh", sinh: "sinh",
     cosh: "cosh", asinh: "asinh", erf: "erf", loggamma: "lgamma", hypot: "hypot", sigmoid: "sigmoid",
-    scaled_k1: "scaled_k1", saturated: "saturated", dominated_difference: "dominated_difference",
+    scaled_k1: "scaled_k1", saturated: "saturated", bounded: "bounded", tanhc: "tanhc", dominated_difference: "dominated_difference",
 }  # fmt: skip
 RELATIONS: dict[type[Basic], str] = {Lt: "lt", Le: "le", Gt: "gt", Ge: "ge", Eq: "eq", Ne: "ne"}
 
@@ -189,7 +191,8 @@ class _Lowering:
             else:
                 top.append(part)
         top.sort(key=lambda part: not part.has(*COORDINATES))
-        bottom.sort(key=lambda part: not part.has(*COORDINATES))
+        # Without a numerator the coordinate goes last: 1/|u| overflows where 1/(b|u|) need not.
+        bottom.sort(key=lambda part: part.has(*COORDINATES) != bool(top))
         result: Operand | None = None
         for i in range(max(len(top), len(bottom))):
             if i < len(top):

@@ -198,7 +198,7 @@ def _log1p(anything: Expr) -> Expr:
     if isinstance(anything, exp):
         return softplus(anything.args[0])
     root = _square_root(anything)
-    return log1p_square(root) if root is not None else log1p(anything)
+    return log1p_square(*fraction(root)) if root is not None else log1p(anything)
 
 
 def _power_of_squares(power: Expr) -> Expr:

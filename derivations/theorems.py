@@ -286,22 +286,22 @@ def _atom_steps() -> tuple[Step, ...]:
     """definition = recipe, on both sides of every point where the recipe changes its form."""
     found = []
     s, t = symbols("s t", positive=True)
-    x, w = symbols("x w", real=True)
+    x, w = Symbol("x", real=True), Symbol("w", positive=True)
     for atom in ATOMS:
-        inputs = (x, w) if atom is exp_times else (x,)
+        inputs = (x, w) if atom in (exp_times, log1p_square) else (x,)
         if not has_recipe(atom):
             continue
         recipe = atom.recipe(*inputs)
         regions: tuple[dict[Symbol, Expr], ...] = ({x: s}, {x: -s})
         if atom is log1p_square:
-            regions = ({x: s / (s + t)}, {x: -s / (s + t)}, {x: 1 + s}, {x: -1 - s})
+            regions = ({x: s, w: s + t}, {x: -s, w: s + t}, {x: w + s}, {x: -w - s})
         found.append(
             prove(
                 f"atom.{atom.__name__}",
                 f"{atom.__name__}: the recipe computes the definition",
                 expand_atoms(atom(*inputs)),
                 recipe,
-                assumptions="real arguments",
+                assumptions="real x, w > 0",
                 rule="algebra of exponentials",
                 regions=regions,
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -10,8 +11,21 @@ from torch import Tensor
 
 
 def saturated(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """x, where an overflow to ∞ gives the largest finite number, so that 0·x stays 0."""
-    return torch.clamp(x, max=torch.finfo(x.dtype).max)
+    """x, where an overflow to ±∞ gives ± the largest finite number, so that 0·x stays 0."""
+    largest = torch.finfo(x.dtype).max
+    return torch.clamp(x, min=-largest, max=largest)
+
+
+def bounded(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """x as an exponent, limited to where exp, sinh and cosh are finite; the gradient beyond is 0."""
+    limit = exponent_limit(x.dtype)
+    return torch.clamp(x, min=-limit, max=limit)
+
+
+def exponent_limit(dtype: torch.dtype) -> float:
+    """Just below log of the largest finite number."""
+    info = torch.finfo(dtype)
+    return math.log(info.max) * (1 - info.eps)
 
 
 def dominated_difference(x: Float[Tensor, "*shape"], y: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -19,6 +33,13 @@ def dominated_difference(x: Float[Tensor, "*shape"], y: Float[Tensor, "*shape"])
     overflowed = torch.isinf(y)
     # The branch that is not taken must stay finite, or its gradient would be NaN.
     return torch.where(overflowed, -y, torch.where(overflowed, 0.0, x) - torch.where(overflowed, 0.0, y))
+
+
+def tanhc(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """tanh(x)/x, and 1 at 0; the gradient at 0 is 0."""
+    at_zero = x == 0
+    # The branch that is not taken divides by 1: 0/0 would put NaN into its gradient.
+    return torch.where(at_zero, 1.0, torch.tanh(x) / torch.where(at_zero, 1.0, x))
 
 
 def scaled_k1(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

@@ -67,7 +67,9 @@ def report() -> Report:
             cell(4), "expected_failure", "sampled", 3, reason="the integral diverges", reproduce="implicit-em verify e"
         ),
         Finding(cell(5), "failed", "sampled", 10, math.inf, 3.8, math.inf, "ulp", worst, "NaN", "implicit-em verify f"),
-        Finding(cell(6), "failed", "sampled", 1, math.nan, math.inf, math.inf, "ulp", worst, "NaN", "implicit-em verify i"),
+        Finding(
+            cell(6), "failed", "sampled", 1, math.nan, math.inf, math.inf, "ulp", worst, "NaN", "implicit-em verify i"
+        ),
         Finding(cell(0, "huber"), "passed", "proved", 120, reproduce="implicit-em verify g"),
         Finding(
             cell(1, "huber"),
@@ -138,7 +140,7 @@ def test_the_page_is_well_formed_and_its_ids_are_unique(report: Report) -> None:
 def test_every_finding_is_on_the_page(report: Report) -> None:
     page = render(report)
     for finding in report.findings:
-        assert f"{finding.cell.function}, float32 cpu eager" in page
+        assert f"{finding.cell.function}, float32" in page
         assert finding.reproduce.split(" --")[0] in page
         assert escape(finding.reason or "") in page
     assert "0x1.8p+1 (3)" in page

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 from collections.abc import Mapping
@@ -66,6 +67,18 @@ def _answers_what_json_cannot_carry(cell: Cell) -> Finding:
     return Finding(cell, "passed", "sampled", 1, measured=1 + 2j)  # type: ignore[arg-type]
 
 
+def _passes_beyond_its_budget(cell: Cell) -> Finding:
+    return Finding(cell, "passed", "sampled", 1, measured=3.0, budget=2.0, unit="ulp")
+
+
+def _passes_without_a_bound(cell: Cell) -> Finding:
+    return Finding(cell, "passed", "sampled", 1, measured=math.inf, budget=math.inf, unit="ulp")
+
+
+def _passes_on_nan(cell: Cell) -> Finding:
+    return Finding(cell, "passed", "sampled", 1, measured=math.nan, unit="ulp")
+
+
 def _kills_the_process(cell: Cell) -> Finding:
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError("still alive")
@@ -111,6 +124,10 @@ def dishonest() -> dict[str, FakeCheck]:
     return _checks(elsewhere=_answers_something_else, imaginary=_answers_what_json_cannot_carry)
 
 
+def contradictory() -> dict[str, FakeCheck]:
+    return _checks(beyond=_passes_beyond_its_budget, unbounded=_passes_without_a_bound, nan=_passes_on_nan)
+
+
 def bench(checks: Any) -> Workbench:
     return Workbench(load=load_fake, checks=checks, page=fake_page)
 
@@ -140,6 +157,12 @@ def test_an_answer_about_another_cell_or_without_json_is_a_failure() -> None:
     report = run(["gaussian"], SETTINGS, jobs=1, bench=bench(dishonest))
     assert report.summary["failed"] == report.planned == 4
     assert all((finding.reason or "").startswith("crashed: TypeError") for finding in report.findings)
+
+
+def test_a_pass_that_its_own_numbers_contradict_is_a_failure() -> None:
+    report = run(["gaussian"], SETTINGS, jobs=1, bench=bench(contradictory))
+    assert report.summary["failed"] == report.planned == 6
+    assert report.findings[0].reason == "crashed: ValueError: passed with 3.0 measured and 2.0 allowed"
 
 
 def test_a_worker_that_dies_costs_its_own_cell_and_no_other() -> None:

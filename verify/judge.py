@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from verify.finding import Cell, Finding, Status
 from verify.formats import Format
 from verify.oracle import Enclosures, Long
+
+
+RESOLUTION = 2.0**-10  # ulps; enclosures are narrower than that
 
 
 @dataclass
@@ -33,7 +36,21 @@ class Tally:
     largest: float = 0.0
     worst: Mapping[str, str] | None = None
     open_at: Mapping[str, str] | None = None
-    trace: list[tuple[NDArray[Any], Long, Long]] = field(default_factory=list)
+    unspecified: int = 0
+
+    def judge_specified(
+        self, columns: Mapping[str, NDArray[Any]], got: NDArray[Any], truth: Enclosures, low: Long, high: Long,
+        may_be_hull: bool,
+    ) -> None:
+        """Judges the points for which correct code has a result; where it may return anything, there is nothing to judge.
+
+        Autograd multiplies local derivatives: once one of them has overflowed and another is 0, NaN is what correct autograd
+        returns. Such points are counted in `unspecified` and in no verdict.
+        """
+        keep = ~(np.isnan(low) | np.isnan(high))
+        self.unspecified += int((~keep).sum())
+        kept = Enclosures(truth.mid[keep], truth.tail[keep], truth.radius[keep], truth.settled[keep])
+        self.judge({name: column[keep] for name, column in columns.items()}, got[keep], kept, low[keep], high[keep], may_be_hull)
 
     def judge(
         self, columns: Mapping[str, NDArray[Any]], got: NDArray[Any], truth: Enclosures, low: Long, high: Long,
@@ -55,7 +72,8 @@ class Tally:
         # NaN is wrong whatever the budget.
         failed |= defined & np.isinf(error)
         with np.errstate(all="ignore"):
-            ratio = np.where(error == 0, 0, error / budget)
+            # An error that is only the truth's own radius says nothing of the code.
+            ratio = np.where(error <= RESOLUTION, 0, error / budget)
         ratio = np.where(failed, np.where(np.isfinite(ratio), ratio, np.inf), ratio)
         ratio = np.where(defined & ~(unknown & ~failed), ratio, -1)
         self.cases += int(defined.sum())
@@ -86,6 +104,9 @@ class Tally:
             status, reason = "undecided", "no point had a defined truth"
         if reason and note:
             reason = f"{reason}; {note}"
+        if self.unspecified:
+            unjudged = f"{self.unspecified} further points not judged: intermediate results of autograd overflow"
+            reason = f"{reason}; {unjudged}" if reason else unjudged
         return Finding(
             cell=cell,
             status=status,

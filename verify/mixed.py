@@ -1,7 +1,7 @@
 """The mixed budget: what an accurate implementation may err that rounds in another order than the generated one.
 
-It grants `ULPS` ulps of perturbation in each argument, what those move the true result by, and `ULPS` ulps in the
-result (mixed forward-backward stability, Higham 2002, section 1.5). A correct rewriting passes; an expression that cancels
+It grants `ULPS` ulps of perturbation in each argument, what those move the true result by, `ULPS` ulps in the result (mixed
+forward-backward stability, Higham 2002, section 1.5), and the smallest normal number for underflow, which may flush to zero. A correct rewriting passes; an expression that cancels
 more than its problem demands does not.
 """
 
@@ -23,6 +23,7 @@ def mixed_budget(oracle: Oracle, columns: Sequence[NDArray[Any]], truth: Enclosu
     """In ulps of the true result, one per point; ∞ where a perturbed definition has no value."""
     total = np.full(truth.mid.shape, np.longdouble(ULPS))
     size = spacing(truth.mid, fmt)
+    total = total + fmt.min_normal / size
     for index, column in enumerate(columns):
         moved = np.zeros_like(total)
         step = np.longdouble(ULPS) * spacing(column.astype(np.longdouble), fmt)

@@ -122,7 +122,8 @@ def _coordinate(
     rng: np.random.Generator, symbol: Symbol, fmt: Format, size: int, regime: str, scale: int
 ) -> NDArray[np.float64]:
     sign = rng.choice([-1.0, 1.0], size) if not symbol.is_positive else 1.0
-    biggest = float(np.log2(fmt.max))
+    # Up to a quarter of the range: z − μ, z ± m and norms of them must be numbers of the format.
+    biggest = float(np.log2(fmt.max)) - 2
     if symbol.name == "cosine":
         return np.clip(rng.uniform(-1, 1, size) if regime != "extreme" else sign * (1 - np.exp2(rng.uniform(-60, 0, size))), -1, 1)
     if symbol.name == "n_features":
@@ -136,7 +137,7 @@ def _coordinate(
     if regime == "extreme":
         return sign * np.exp2(rng.choice([rng.uniform(biggest - 4, biggest, size), rng.uniform(-biggest, -biggest + 8, size)]))
     if regime == "special":
-        special = [0.0, float(fmt.min_subnormal), float(fmt.min_normal), 1.0, 0.5, float(fmt.max), float(1 / fmt.max), 88.0, 709.0]
+        special = [0.0, float(fmt.min_subnormal), float(fmt.min_normal), 1.0, 0.5, float(fmt.max) / 4, float(4 / fmt.max), 88.0, 709.0]
         return sign * rng.choice(special, size)
     return sign * np.abs(rng.standard_normal(size)) * 2.0**scale
 

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import flint
-from sympy import Eq, Expr, Piecewise, Symbol, limit, log
+from sympy import Eq, Expr, Piecewise, S, Symbol, limit, log
 from torch import Tensor
 
 import implicit_em
@@ -83,17 +83,21 @@ class Subject:
         if function == "irls_weight":
             weight = irls_weight(kernel)
             # ψ(u)/u has a removable singularity at 0 for a smooth energy; where it is a pole it stays one.
-            centre = limit(weight, u, 0, "+")
+            centre = S.NaN if weight.has(Piecewise) else limit(weight, u, 0, "+")
             return Piecewise((centre, Eq(u, 0)), (weight, True)) if centre.is_finite else weight
         if function == "log_normalizer":
             value = normalizer(kernel)
             return log(value) if value is not None else self.forms[function][1]
         for reading in kernel.readings:
             if function == activation_name(kernel, reading):
-                return posterior_mean(kernel, reading)
+                return self._alone(function, posterior_mean(kernel, reading))
             if function == activation_name(kernel, reading) + "_grad":
-                return posterior_mean_slope(kernel, reading)
+                return self._alone(function, posterior_mean_slope(kernel, reading))
         raise KeyError(function)
+
+    def _alone(self, function: str, definition: Expr) -> Expr:
+        """Without what the two energies of a pair have in common: it cancels (theorem.shift)."""
+        return definition.subs(dict.fromkeys(definition.free_symbols - set(self.arguments(function)), 0))
 
 
 def load_subject(spec: str) -> Subject:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -19,11 +18,12 @@ from verify.report.notation import (
     duration,
     evidence,
     number,
+    place,
     plural,
     ratio,
     rests_on,
     worst_input,
-)  # fmt: skip
+)
 from verify.report.tally import BASES, Tally, gravest_first, grouped, headline
 
 STYLES: dict[Status, str] = {
@@ -125,43 +125,45 @@ def _open(findings: Sequence[Finding], written: Sequence[str]) -> Iterator[Rende
 def describe(finding: Finding) -> Iterator[RenderableType]:
     """A finding on a few lines: what, on which input, why, and how to see it again."""
     cell = finding.cell
-    where = "real numbers" if cell.is_symbolic else f"{cell.dtype} {cell.device} {cell.backend}"
-    head = Text.assemble(
+    yield Text.assemble(
         (f"{MARKS[finding.status]} {WORDS[finding.status]}", STYLES[finding.status]),
         ("  " + cell.kernel, "bold"),
         f"  {cell.function}  {cell.check}",
-        (f"  {where}", "dim"),
+        (f"  {place(cell)}", "dim"),
     )
-    yield head
     if finding.reason:
-        yield from _lines(finding.reason)
+        yield from _lines(finding.reason.split(" "))
     if finding.measured is not None:
-        excess = ratio(finding)
-        times = f"  ({number(excess)} times its budget)" if excess is not None and excess > 1 else ""
-        yield from _lines(evidence(finding) + times)
+        excess = ratio(finding) or 0.0
+        times = f"  ({number(excess)} times its budget)" if 1 < excess < float("inf") else ""
+        yield from _lines([evidence(finding) + times])
     if finding.worst:
-        yield from _lines("at " + ", ".join(worst_input(finding)))
+        first, *rest = worst_input(finding)
+        yield from _lines([f"at {first}", *rest], separator=", ")
     if finding.cases:
-        yield from _lines(rests_on(finding), "dim")
-    yield from _command(finding.reproduce)
+        yield from _lines([rests_on(finding)], style="dim")
+    # Continued with backslashes, so that it can be copied whole; an option stays with its value.
+    yield from _lines(re.split(r" (?=--)", finding.reproduce), broken=" \\", indent="    ", style="cyan")
 
 
-def _lines(text: str, style: str = "") -> Iterator[RenderableType]:
-    wrapped = textwrap.wrap(text, _WIDTH, break_long_words=True, break_on_hyphens=False)
-    for line in wrapped:
-        yield Text(f"  {line}", style=style)
+def _lines(
+    units: Sequence[str], separator: str = " ", broken: str | None = None, indent: str = "  ", style: str = ""
+) -> Iterator[Text]:
+    """Units filled into lines; none is torn unless it is longer than a line.
 
-
-def _command(command: str) -> Iterator[RenderableType]:
-    """A shell command, continued with backslashes so that it can be copied whole; an option stays with its value."""
+    Args:
+        separator: stands between two units on a line.
+        broken: stands at the end of a line that goes on; the separator without its blanks, where not given.
+        indent: of all lines but the first, which has two blanks.
+    """
     lines = [""]
-    for word in re.split(r" (?=--)", command):
-        if lines[-1] and len(lines[-1]) + len(word) > _WIDTH - 5:
+    for unit in units:
+        if lines[-1] and len(lines[-1]) + len(separator) + len(unit) > _WIDTH - 2:
+            lines[-1] += separator.rstrip() if broken is None else broken
             lines.append("")
-        lines[-1] = f"{lines[-1]} {word}" if lines[-1] else word
+        lines[-1] += separator + unit if lines[-1] else unit
     for index, line in enumerate(lines):
-        more = " \\" if index < len(lines) - 1 else ""
-        yield Text(f"  {'  ' if index else ''}{line}{more}", style="cyan")
+        yield Text(("  " if index == 0 else indent) + line, style=style, overflow="fold")
 
 
 def _skipped(report: Report) -> Iterator[RenderableType]:
@@ -169,7 +171,7 @@ def _skipped(report: Report) -> Iterator[RenderableType]:
     skipped = [finding for finding in report.findings if finding.status == "not_run"]
     for reason, findings in grouped(skipped, lambda finding: finding.reason or "").items():
         yield ""
-        yield from _lines(f"– {plural(len(findings), 'cell')} not run: {reason}")
+        yield from _lines(f"– {plural(len(findings), 'cell')} not run: {reason}".split(" "))
 
 
 def _verdict(report: Report) -> Text:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import shlex
 import signal
@@ -75,7 +76,7 @@ class Task:
 
 
 def perform(task: Task, settings: Settings, bench: Workbench) -> Finding | Page:
-    """Runs one task in this process. A check that raises, or answers something else, is a failed finding."""
+    """Runs one task in this process. A check that raises, or gives an answer that cannot be, is a failed finding."""
     try:
         if task.cell is None:
             return _through_json(bench.page(task.spec, settings))
@@ -83,10 +84,18 @@ def perform(task: Task, settings: Settings, bench: Workbench) -> Finding | Page:
         finding = check.run(subject(bench, task.spec), task.cell, settings)
         if not isinstance(finding, Finding) or finding.cell != task.cell:
             raise TypeError(f"expected a Finding on {task.cell}, got {finding!r}")
+        if finding.status == "passed" and not _within_budget(finding):
+            raise ValueError(f"passed with {finding.measured} measured and {finding.budget} allowed")
         finding = Finding.from_dict(_through_json(finding.as_dict()))
     except Exception as error:  # whatever a check raises is a finding about it
         return crashed(task, settings, f"{type(error).__name__}: {error}")
     return finding if finding.reproduce else replace(finding, reproduce=reproduce(task.spec, finding.cell, settings))
+
+
+def _within_budget(finding: Finding) -> bool:
+    """Whether the numbers of a finding are those of a pass; an infinite budget allows nothing, for it knows nothing."""
+    measured, budget = finding.measured or 0.0, finding.budget
+    return math.isfinite(measured) and (budget is None or measured <= budget < math.inf)
 
 
 def _through_json(value: Mapping[str, Any]) -> dict[str, Any]:
@@ -168,7 +177,9 @@ class _Queue:
             return self._left[held].popleft()
         if self._unclaimed:
             return self._left[self._unclaimed.pop(0)].popleft()
-        longest = max((tasks for tasks in self._left.values() if tasks and not tasks[-1].is_slow), key=len, default=None)
+        longest = max(
+            (tasks for tasks in self._left.values() if tasks and not tasks[-1].is_slow), key=len, default=None
+        )
         return longest.pop() if longest else None
 
     def release(self, spec: str) -> None:
@@ -250,7 +261,10 @@ class _Crew:
     def _start(self) -> _Worker:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=_serve, args=(theirs, self._settings, self._bench), daemon=True)
-        process.start()
+        try:
+            process.start()
+        except EOFError as error:  # which a caller would take for the end of its own input
+            raise RuntimeError("the server that starts worker processes died") from error
         theirs.close()
         worker = _Worker(process, ours)
         self._workers.append(worker)

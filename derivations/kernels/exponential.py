@@ -2,7 +2,7 @@
 
 from sympy import Abs, E, Piecewise, Symbol, exp, expint, log, oo, sinh, tanh
 
-from derivations.atoms import clip, dominated_difference, exp_times, expm1
+from derivations.atoms import bounded, clip, dominated_difference, exp_times, expm1, product, ratio
 from derivations.geometry import m, u, z
 from derivations.kernel import Fact, Kernel
 from derivations.parameter import Parameter
@@ -11,13 +11,14 @@ alpha = Parameter("alpha", positive=True, doc="rate, inverse unit of z")
 
 # ½(d₋ − d₊) = e^{α·max(|z|, m)}·sinh(α·clip(z, ±m)): the difference is formed before anything overflows.
 outer = Piecewise((m, Abs(z) < m), (Abs(z), True))
-half = exp_times(alpha * outer, sinh(alpha * clip(z, -m, m)))
+half = exp_times(alpha * outer, sinh(bounded(alpha * clip(z, -m, m))))
 # Its slope grows like e^{α(|z| + m)} and sech² decays like e^{−2·half}: one exponent holds both.
-size = exp_times(alpha * outer, sinh(alpha * clip(Abs(z), -m, m)))
+size = exp_times(alpha * outer, sinh(bounded(alpha * clip(Abs(z), -m, m))))
 decay = exp(-2 * size)
 exponent = dominated_difference(alpha * (Abs(z) + m), 2 * size)
 inside = 1 + exp(-2 * alpha * Abs(z))
 beyond = -expm1(-2 * alpha * m)
+root = exp(alpha * Abs(u) / 2)
 t = Symbol("t", positive=True)
 
 KERNEL = Kernel(
@@ -26,6 +27,7 @@ KERNEL = Kernel(
     parameters=[alpha],
     source="the founding documents, number 003",
     stable={
+        "irls_weight": product(root, product(root, ratio(alpha, Abs(u)))),
         "activation": tanh(half),
         "activation_grad": 2
         * alpha

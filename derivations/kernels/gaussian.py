@@ -1,8 +1,9 @@
 """Gaussian: squared distance, the kernel of the classical mixture."""
 
-from sympy import Rational, pi, sqrt
+from sympy import Rational, pi, sqrt, tanh
 
-from derivations.geometry import m, u
+from derivations.atoms import product, saturated
+from derivations.geometry import m, u, z
 from derivations.kernel import Fact, Kernel
 from derivations.parameter import Parameter
 
@@ -13,6 +14,8 @@ KERNEL = Kernel(
     energy=u**2 / (2 * sigma**2),
     parameters=[sigma],
     source="Gauss (1809), Theoria motus",
+    # z/σ can overflow where the activation has long saturated; autograd would multiply ∞ by 0.
+    stable={"activation": tanh(product(saturated(z / sigma), m / sigma), evaluate=False)},
     facts=(
         Fact("normalizer", {sigma: 1}, sqrt(2 * pi), "DLMF 7.2.1: the Gaussian integral"),
         Fact(

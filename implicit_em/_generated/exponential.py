@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from implicit_em.primitives import dominated_difference, saturated
+from implicit_em.primitives import bounded, dominated_difference, saturated
 
-SPEC = "ad6d9f1aba6fa1f2804c69be9b70c2f0abe7b48ddeca1d4f2dc0dfd236abfa47"
+SPEC = "14601a79cf7135e39c3a08ba98c9561eaa15736ecdec6a6d682a780922afc2e6"
 NAME = "exponential"
 GEOMETRY = "location"
 EVEN = True
@@ -43,33 +43,39 @@ def influence(u: Tensor, alpha: Tensor) -> Tensor:
 
 
 def irls_weight(u: Tensor, alpha: Tensor) -> Tensor:
-    """alpha*exp(alpha*|u|)/|u|"""
+    """exp_times(alpha*|u|, ratio(alpha, |u|))"""
     t0 = torch.abs(u)
     t1 = t0 * alpha
-    t2 = torch.exp(t1)
-    t3 = t2 / t0
-    t4 = t3 * alpha
-    return t4
+    t2 = 0.5 * t1
+    t3 = bounded(t2)
+    t4 = torch.exp(t3)
+    t5 = alpha / t0
+    t6 = t4 * t5
+    t7 = saturated(t6)
+    t8 = t4 * t7
+    return t8
 
 
 def activation(z: Tensor, m: Tensor, alpha: Tensor) -> Tensor:
-    """tanh(exp_times(alpha*Piecewise((m, m > |z|), (|z|, True)), sinh(alpha*clip(z, -m, m))))"""
+    """tanh(exp_times(alpha*Piecewise((m, m > |z|), (|z|, True)), sinh(bounded(alpha*clip(z, -m, m)))))"""
     t0 = torch.abs(z)
     t1 = m > t0
     t2 = torch.where(t1, m, t0)
     t3 = t2 * alpha
     t4 = 0.5 * t3
-    t5 = torch.exp(t4)
-    t6 = saturated(t5)
+    t5 = bounded(t4)
+    t6 = torch.exp(t5)
     t7 = -m
     t8 = torch.maximum(z, t7)
     t9 = torch.minimum(t8, m)
     t10 = t9 * alpha
-    t11 = torch.sinh(t10)
-    t12 = t6 * t11
+    t11 = bounded(t10)
+    t12 = torch.sinh(t11)
     t13 = t6 * t12
-    t14 = torch.tanh(t13)
-    return t14
+    t14 = saturated(t13)
+    t15 = t6 * t14
+    t16 = torch.tanh(t15)
+    return t16
 
 
 def activation_grad(z: Tensor, m: Tensor, alpha: Tensor) -> Tensor:
@@ -88,29 +94,31 @@ def activation_grad(z: Tensor, m: Tensor, alpha: Tensor) -> Tensor:
     t11 = torch.where(t1, m, t0)
     t12 = t11 * alpha
     t13 = 0.5 * t12
-    t14 = torch.exp(t13)
-    t15 = saturated(t14)
+    t14 = bounded(t13)
+    t15 = torch.exp(t14)
     t16 = -m
     t17 = torch.maximum(t0, t16)
     t18 = torch.minimum(t17, m)
     t19 = t18 * alpha
-    t20 = torch.sinh(t19)
-    t21 = t15 * t20
+    t20 = bounded(t19)
+    t21 = torch.sinh(t20)
     t22 = t15 * t21
-    t23 = -2.0 * t22
-    t24 = torch.exp(t23)
-    t25 = t24 + 1.0
-    t26 = t10 / t25
-    t27 = m + t0
-    t28 = t27 * alpha
-    t29 = 2.0 * t22
-    t30 = dominated_difference(t28, t29)
-    t31 = torch.exp(t30)
-    t32 = t31 / t25
-    t33 = t26 * t32
-    t34 = t33 * alpha
-    t35 = 2.0 * t34
-    return t35
+    t23 = saturated(t22)
+    t24 = t15 * t23
+    t25 = -2.0 * t24
+    t26 = torch.exp(t25)
+    t27 = t26 + 1.0
+    t28 = t10 / t27
+    t29 = m + t0
+    t30 = t29 * alpha
+    t31 = 2.0 * t24
+    t32 = dominated_difference(t30, t31)
+    t33 = torch.exp(t32)
+    t34 = t33 / t27
+    t35 = t28 * t34
+    t36 = t35 * alpha
+    t37 = 2.0 * t36
+    return t37
 
 
 def log_normalizer(alpha: Tensor) -> Tensor:

@@ -3,7 +3,9 @@
 import torch
 from torch import Tensor
 
-SPEC = "a6c63414546131b4bbe7a760c97885e05b451529e0c5a05747fad16e9c55cc5b"
+from implicit_em.primitives import saturated
+
+SPEC = "c4f5712260fcb8b84dac94fbbe8b1d1d9c1fa95b5d03afb9b5767f8112323afb"
 NAME = "gaussian"
 GEOMETRY = "location"
 EVEN = True
@@ -44,29 +46,31 @@ def irls_weight(u: Tensor, sigma: Tensor) -> Tensor:
 
 
 def activation(z: Tensor, m: Tensor, sigma: Tensor) -> Tensor:
-    """tanh(m*z/sigma**2)"""
+    """tanh(product(saturated(z/sigma), m/sigma))"""
     t0 = z / sigma
-    t1 = m / sigma
-    t2 = t0 * t1
-    t3 = torch.tanh(t2)
-    return t3
+    t1 = saturated(t0)
+    t2 = m / sigma
+    t3 = t1 * t2
+    t4 = torch.tanh(t3)
+    return t4
 
 
 def activation_grad(z: Tensor, m: Tensor, sigma: Tensor) -> Tensor:
-    """m*sech2(m*z/sigma**2)/sigma**2"""
-    t0 = torch.abs(z)
-    t1 = t0 / sigma
+    """m*sech2(product(saturated(z/sigma), m/sigma))/sigma**2"""
+    t0 = z / sigma
+    t1 = saturated(t0)
     t2 = m / sigma
     t3 = t1 * t2
-    t4 = -2.0 * t3
-    t5 = torch.exp(t4)
-    t6 = t5 + 1.0
-    t7 = t5 / t6
-    t8 = t7 / t6
-    t9 = 4.0 * t8
-    t10 = t9 / sigma
-    t11 = t10 * t2
-    return t11
+    t4 = torch.abs(t3)
+    t5 = -2.0 * t4
+    t6 = torch.exp(t5)
+    t7 = t6 + 1.0
+    t8 = t6 / t7
+    t9 = t8 / t7
+    t10 = 4.0 * t9
+    t11 = t10 / sigma
+    t12 = t11 * t2
+    return t12
 
 
 def log_normalizer(sigma: Tensor) -> Tensor:

@@ -37,9 +37,9 @@ def influence(u: Tensor, b: Tensor) -> Tensor:
 
 def irls_weight(u: Tensor, b: Tensor) -> Tensor:
     """1/(b*|u|)"""
-    t0 = torch.abs(u)
-    t1 = 1.0 / t0
-    t2 = t1 / b
+    t0 = 1.0 / b
+    t1 = torch.abs(u)
+    t2 = t0 / t1
     return t2
 
 

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from implicit_em.primitives import tanhc
+
 SPEC = "266c58f82f1280164d3303b26417b2d8e0354c2e592fe6c9922fba8ad3ed60cf"
 NAME = "logistic_density"
 GEOMETRY = "location"
@@ -45,16 +47,12 @@ def influence(u: Tensor, alpha: Tensor) -> Tensor:
 def irls_weight(u: Tensor, alpha: Tensor) -> Tensor:
     """alpha**2*tanhc(alpha*u/2)/2"""
     t0 = u * alpha
-    t1 = t0 == 0.0
-    t2 = 0.5 * t0
-    t3 = torch.tanh(t2)
-    t4 = torch.where(t1, 1.0, t2)
-    t5 = t3 / t4
-    t6 = torch.where(t1, 1.0, t5)
-    t7 = t6 * alpha
-    t8 = t7 * alpha
-    t9 = 0.5 * t8
-    return t9
+    t1 = 0.5 * t0
+    t2 = tanhc(t1)
+    t3 = t2 * alpha
+    t4 = t3 * alpha
+    t5 = 0.5 * t4
+    return t5
 
 
 def activation(z: Tensor, m: Tensor, alpha: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from verify.finding import Cell, Finding
 from verify.settings import Settings
@@ -41,3 +41,11 @@ def numeric_cells(check: str, subject: Subject, functions: Iterable[str], settin
 def symbolic_cell(check: str, subject: Subject, function: str) -> list[Cell]:
     """One cell about real numbers: no dtype, device or backend."""
     return [Cell(check, subject.name, function, "exact", "any", "symbolic")]
+
+
+def expected(subject: Subject, finding: Finding) -> Finding:
+    """A failure that the kernel declares, with its reason, as an expected one."""
+    reason = subject.kernel.expected_failures.get(f"{finding.cell.check}/{finding.cell.function}")
+    if finding.status != "failed" or reason is None:
+        return finding
+    return replace(finding, status="expected_failure", reason=f"{reason} ({finding.reason})")

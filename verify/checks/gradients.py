@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from derivations.calculus import derivative
-from verify.checks.check import Check, numeric_cells
+from verify.checks.check import Check, expected, numeric_cells
 from verify.finding import Cell, Finding
 from verify.formats import format_of
 from verify.judge import Tally, cell_seed
@@ -58,11 +58,11 @@ def _run(subject: Subject, cell: Cell, settings: Settings) -> Finding:
         inputs = {name: arithmetic.point(column) for name, column in batch.columns.items()}
         allowed = gradients(run(generated, list(inputs.values())), inputs)[argument]
         low, high = (np.broadcast_to(side, columns[0].shape) for side in (allowed.low, allowed.high))
-        tally.judge(batch.columns, got, truth, low, high, oracle.has_kinks)
+        tally.judge_specified(batch.columns, got, truth, low, high, oracle.has_kinks)
 
     points = settings.points // (2 * len(symbols))
     explore(batches(symbols, fmt, max(8, points // EXAMPLES)), visit, cell_seed(cell, settings.seed), EXAMPLES)
-    return tally.finding(cell)
+    return expected(subject, tally.finding(cell))
 
 
 CHECKS = tuple(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 
-from verify.finding import Finding, Status
+from verify.finding import Cell, Finding, Status
 
 # Each verdict has a word and a mark, so that colour is never the only carrier.
 MARKS: dict[Status, str] = {
@@ -58,7 +59,20 @@ def duration(seconds: float) -> str:
 
 def worst_input(finding: Finding) -> list[str]:
     """Each argument of the worst input, exact in hexadecimal and, for reading, in decimal."""
-    return [f"{name} = {text}{_decimal(text)}" for name, text in (finding.worst or {}).items()]
+    return [f"{name} = {_short(text)}{_decimal(text)}" for name, text in (finding.worst or {}).items()]
+
+
+def _short(text: str) -> str:
+    """0x1.8p+1 for 0x1.8000000000000p+1."""
+    return re.sub(r"\.?0+p", "p", text) if "." in text else text
+
+
+def place(cell: Cell) -> str:
+    """Format, device and backend, as far as they are not the usual ones."""
+    if cell.is_symbolic:
+        return "real numbers"
+    unusual = [cell.device] * (cell.device != "cpu") + [cell.backend] * (cell.backend != "eager")
+    return " ".join([cell.dtype, *unusual])
 
 
 def _decimal(text: str) -> str:

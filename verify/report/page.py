@@ -76,6 +76,7 @@ def render(report: Report) -> str:
         count=notation.count,
         duration=notation.duration,
         evidence=notation.evidence,
+        place=notation.place,
         rests_on=notation.rests_on,
         worst_input=notation.worst_input,
     )
