@@ -37,14 +37,12 @@ from sympy import (
     loggamma,
     sign,
     sinh,
-    sqrt,
     tanh,
 )  # fmt: skip
 
 from derivations.atoms import (
-    bounded,
-    tanhc,
     Atom,
+    bounded,
     clip,
     dominated_difference,
     expm1,
@@ -56,6 +54,7 @@ from derivations.atoms import (
     saturated,
     scaled_k1,
     sigmoid,
+    tanhc,
 )  # fmt: skip
 from derivations.geometry import f, f_minus, f_plus, inner, mu, square, u, z
 from derivations.parameter import KernelError
@@ -213,8 +212,8 @@ class _Lowering:
 
     def power(self, expr: Pow) -> Operand:
         base, power = expr.args
-        if power == Rational(1, 2):
-            return self.emit("sqrt", self.value(base))
+        if isinstance(power, Rational) and 0 < power < 1 and power.q & (power.q - 1) == 0:
+            return self.emit("sqrt", self.value(base ** (2 * power)))
         if isinstance(power, Integer) and power > 1:
             result = factor = self.value(base)
             for _ in range(int(power) - 1):
@@ -222,10 +221,11 @@ class _Lowering:
             return result
         if isinstance(power, Rational) and power.is_negative:
             return self.emit("div", Operand("1.0", True), self.value(base ** (-power)))
-        if isinstance(power, Rational) and power.q == 2:
-            return self.emit("mul", self.value(base ** (power - Rational(1, 2))), self.value(sqrt(base)))
+        if isinstance(power, Rational) and not power.is_Integer:
+            whole = power.p // power.q
+            return self.emit("mul", self.value(base**whole), self.value(base ** (power - whole)))
         raise KernelError(
-            f"code: the power {expr} is not on the whitelist of primitives (integers and halves are)"
+            f"code: the power {expr} is not on the whitelist of primitives (integers and dyadic fractions are)"
         )
 
     def extremum(self, expr: Expr, high: Expr | None = None) -> Operand:

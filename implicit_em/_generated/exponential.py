@@ -5,7 +5,7 @@ from torch import Tensor
 
 from implicit_em.primitives import bounded, dominated_difference, saturated
 
-SPEC = "14601a79cf7135e39c3a08ba98c9561eaa15736ecdec6a6d682a780922afc2e6"
+SPEC = "9e991beba7ea3dfb899d41deca8e9641f29ccdd1e76d3e3542f670a91eb95d3e"
 NAME = "exponential"
 GEOMETRY = "location"
 EVEN = True
@@ -43,17 +43,15 @@ def influence(u: Tensor, alpha: Tensor) -> Tensor:
 
 
 def irls_weight(u: Tensor, alpha: Tensor) -> Tensor:
-    """exp_times(alpha*|u|, ratio(alpha, |u|))"""
+    """product(exp(alpha*|u|/2), product(exp(alpha*|u|/2), ratio(alpha, |u|)))"""
     t0 = torch.abs(u)
     t1 = t0 * alpha
     t2 = 0.5 * t1
-    t3 = bounded(t2)
-    t4 = torch.exp(t3)
-    t5 = alpha / t0
-    t6 = t4 * t5
-    t7 = saturated(t6)
-    t8 = t4 * t7
-    return t8
+    t3 = torch.exp(t2)
+    t4 = alpha / t0
+    t5 = t3 * t4
+    t6 = t3 * t5
+    return t6
 
 
 def activation(z: Tensor, m: Tensor, alpha: Tensor) -> Tensor:

@@ -22,31 +22,35 @@ FUNCTIONS = {
 
 
 def energy(z: Tensor, mu: Tensor, nu: Tensor, sigma: Tensor) -> Tensor:
-    """(nu/2 + 1/2)*log1p_square(u/(sqrt(nu)*sigma))"""
+    """(nu/2 + 1/2)*log1p_square(u, sqrt(nu)*sigma)"""
     u = z - mu
     t1 = torch.abs(u)
     t2 = torch.sqrt(nu)
-    t3 = t1 / t2
-    t4 = t3 / sigma
-    t5 = t4 <= 1.0
-    t6 = u / t2
-    t7 = t6 / sigma
-    t8 = torch.clamp(t7, min=-1.0)
-    t9 = torch.clamp(t8, max=1.0)
-    t10 = t9 * t9
-    t11 = torch.log1p(t10)
-    t12 = torch.clamp(t4, min=1.0)
-    t13 = torch.log(t12)
-    t14 = 2.0 * t13
-    t15 = 1.0 / t12
-    t16 = t15 / t12
-    t17 = torch.log1p(t16)
-    t18 = t14 + t17
-    t19 = torch.where(t5, t11, t18)
-    t20 = 0.5 * nu
-    t21 = t20 + 0.5
-    t22 = t19 * t21
-    return t22
+    t3 = t2 * sigma
+    t4 = t1 <= t3
+    t5 = -t3
+    t6 = torch.maximum(u, t5)
+    t7 = torch.minimum(t6, t3)
+    t8 = t7 / t3
+    t9 = t8 * t8
+    t10 = torch.log1p(t9)
+    t11 = torch.maximum(t1, t3)
+    t12 = torch.sqrt(t11)
+    t13 = torch.sqrt(t2)
+    t14 = torch.sqrt(sigma)
+    t15 = t13 * t14
+    t16 = t12 / t15
+    t17 = torch.log(t16)
+    t18 = 4.0 * t17
+    t19 = t3 / t11
+    t20 = t19 * t19
+    t21 = torch.log1p(t20)
+    t22 = t18 + t21
+    t23 = torch.where(t4, t10, t22)
+    t24 = 0.5 * nu
+    t25 = t24 + 0.5
+    t26 = t23 * t25
+    return t26
 
 
 def influence(u: Tensor, nu: Tensor, sigma: Tensor) -> Tensor:
