@@ -46,9 +46,7 @@ def test_spacing_between_and_beyond_the_numbers_of_the_format(name: str) -> None
     last = fmt.overflow - fmt.max
     one = np.longdouble(1)
     just_below_two = np.nextafter(2 * one, one)  # no number of the format, but in the binade of 1
-    values = np.array(
-        [just_below_two, fmt.min_subnormal / 2, fmt.overflow, np.inf, -np.inf, np.nan], np.longdouble
-    )
+    values = np.array([just_below_two, fmt.min_subnormal / 2, fmt.overflow, np.inf, -np.inf, np.nan], np.longdouble)
     expected = [2 * fmt.unit_roundoff, fmt.min_subnormal, last, last, last, np.nan]
     assert np.array_equal(spacing(values, fmt), np.array(expected, np.longdouble), equal_nan=True)
 
@@ -76,7 +74,5 @@ def test_a_narrow_long_double_is_refused_in_one_line(monkeypatch: pytest.MonkeyP
         lambda: format_of("float64"),
         lambda: spacing(np.ones(1, np.longdouble), FORMATS["float32"]),
     ):
-        with pytest.raises(
-            RuntimeError, match=r"^expected a long double with at least 10000 mantissa bits, [^\n]*$"
-        ):
+        with pytest.raises(RuntimeError, match=r"^expected a long double with at least 10000 mantissa bits, [^\n]*$"):
             refused()

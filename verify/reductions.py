@@ -1,4 +1,4 @@
-"""Budgets and truths of the reductions over components, for exact energies [point, component].
+"""Budgets and truths of the reductions over components, for energies [point, component].
 
 The budgets follow `implicit_em.competition` operation by operation, on intervals; a sum of n terms may be formed in any
 order, so it is widened by γ_{n−1} = (n − 1)u/(1 − (n − 1)u) (Higham 2002, section 4.2). The truths are the definitions
@@ -6,6 +6,8 @@ e^{−d_k}/Σ e^{−d_j} and log Σ e^{−d_j} in Arb.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import flint
 import numpy as np
@@ -28,10 +30,11 @@ def sum_in_any_order(terms: Rounded, axis: int = -1) -> Rounded:
     return Rounded(terms.arithmetic, np.where(low >= over, terms.arithmetic.fmt.max, low), np.where(high >= over, np.inf, high))
 
 
-def responsibilities_budget(arithmetic: Arithmetic, energies: Long) -> Rounded:
+def responsibilities_budget(energies: Rounded) -> Rounded:
     """All results that softmax(−d) over the last axis can have: its own exp, its sum, a division."""
+    arithmetic = energies.arithmetic
     with np.errstate(all="ignore"):
-        gap = _gap(arithmetic, energies)
+        gap = _gap(energies)
         weights = Rounded(arithmetic, *arithmetic.widen("softmax_exp", np.exp(gap.low), np.exp(gap.high)))
         # The smallest energy's own term is exactly 1, so the sum is at least 1.
         total = _at_least_one(sum_in_any_order(weights))
@@ -43,20 +46,27 @@ def responsibilities_budget(arithmetic: Arithmetic, energies: Long) -> Rounded:
         return Rounded(arithmetic, result.low, one)
 
 
-def log_partition_budget(arithmetic: Arithmetic, energies: Long) -> Rounded:
+def log_partition_budget(energies: Rounded) -> Rounded:
     """All results of log Σ exp(d_min − d) − d_min over the last axis."""
     with np.errstate(all="ignore"):
-        gap = _gap(arithmetic, energies)
+        gap = _gap(energies)
         weights = gap.rising("exp", np.exp, lambda y: y)
         total = _at_least_one(sum_in_any_order(weights))
-        return total.rising("log", np.log, lambda _: 1.0 / total) - arithmetic.point(energies.min(-1))
+        return total.rising("log", np.log, lambda _: 1.0 / total) - smallest(energies)
 
 
-def _gap(arithmetic: Arithmetic, energies: Long) -> Rounded:
-    """d_min − d, rounded once; exactly 0 for the smallest."""
-    exact = energies.min(-1, keepdims=True) - energies
-    low, high = arithmetic.widen("sub", exact, exact)
-    return Rounded(arithmetic, np.where(exact == 0, 0, low), np.where(exact == 0, 0, high))
+def smallest(energies: Rounded) -> Rounded:
+    """min over the last axis."""
+    return Rounded(energies.arithmetic, energies.low.min(-1), energies.high.min(-1))
+
+
+def _gap(energies: Rounded) -> Rounded:
+    """d_min − d, rounded once; exactly 0 for the smallest, never positive."""
+    least = smallest(energies)
+    low, high = least.low[..., None] - energies.high, np.minimum(least.high[..., None] - energies.low, 0)
+    tied = (energies.low == energies.high) & (energies.low == least.low[..., None]) & (energies.high == least.high[..., None])
+    low, high = energies.arithmetic.widen("sub", np.where(tied, 0, low), np.where(tied, 0, high))
+    return Rounded(energies.arithmetic, np.where(tied, 0, low), np.where(tied, 0, np.minimum(high, 0)))
 
 
 def _at_least_one(total: Rounded) -> Rounded:
@@ -64,27 +74,26 @@ def _at_least_one(total: Rounded) -> Rounded:
 
 
 def true_responsibilities(energies: Long, fmt: Format) -> Enclosures:
-    """e^{−d_k}/Σ e^{−d_j}, one enclosure per entry of [point, component]."""
-    floor = arb(float(fmt.min_subnormal)) * arb(2) ** -GUARD_BITS
-    values: list[tuple[arb, bool]] = []
-    for row in energies.astype(np.float64).tolist():
-        values += _settled(row, fmt, floor, _responsibilities)
-    return pack(values, energies.shape)
+    """e^{−d_k}/Σ e^{−d_j} of exact energies, one enclosure per entry of [point, component]."""
+    rows = [settle(_exactly(row), responsibilities_of, fmt) for row in energies.astype(np.float64).tolist()]
+    return pack([value for row in rows for value in row], energies.shape)
 
 
 def true_log_partition(energies: Long, fmt: Format) -> Enclosures:
-    """log Σ e^{−d_j}, one enclosure per row."""
+    """log Σ e^{−d_j} of exact energies, one enclosure per row."""
+    rows = [settle(_exactly(row), log_partition_of, fmt)[0] for row in energies.astype(np.float64).tolist()]
+    return pack(rows, energies.shape[:-1])
+
+
+def settle(
+    row: Callable[[], list[arb]], definition: Callable[[list[arb]], list[arb]], fmt: Format
+) -> list[tuple[arb, bool]]:
+    """Raises the precision of a row of energies until every value that `definition` gives is narrow."""
     floor = arb(float(fmt.min_subnormal)) * arb(2) ** -GUARD_BITS
-    values = [_settled(row, fmt, floor, _log_partition)[0] for row in energies.astype(np.float64).tolist()]
-    return pack(values, energies.shape[:-1])
-
-
-def _settled(row: list[float], fmt: Format, floor: arb, definition: object) -> list[tuple[arb, bool]]:
-    """Raises the precision until every value of a row is narrow."""
     precision = 128
     while True:
         with flint.ctx.workprec(precision):
-            balls = definition([arb(value) for value in row])  # type: ignore[operator]
+            balls = definition(row())
             narrow = [
                 ball.is_finite() and (ball.rel_accuracy_bits() >= fmt.precision + GUARD_BITS or ball.rad() <= floor)
                 for ball in balls
@@ -94,15 +103,31 @@ def _settled(row: list[float], fmt: Format, floor: arb, definition: object) -> l
         precision *= 2
 
 
-def _responsibilities(energies: list[arb]) -> list[arb]:
-    # e^{−d} of a large d is a ball around 0 in the end; the shift by one energy is exact in real numbers.
-    shift = min(energies, key=float)
+def _exactly(row: list[float]) -> Callable[[], list[arb]]:
+    return lambda: [arb(value) for value in row]
+
+
+def responsibilities_of(energies: list[arb]) -> list[arb]:
+    """The definition, after a shift by one of the energies, which is exact in real numbers."""
+    shift = min(energies, key=_middle)
     weights = [(shift - energy).exp() if energy.is_finite() else arb(0) for energy in energies]
     total = sum(weights, arb(0))
     return [weight / total for weight in weights]
 
 
-def _log_partition(energies: list[arb]) -> list[arb]:
-    shift = min(energies, key=float)
+def log_partition_of(energies: list[arb]) -> list[arb]:
+    """The definition, after the same shift."""
+    shift = min(energies, key=_middle)
     total = sum(((shift - energy).exp() for energy in energies if energy.is_finite()), arb(0))
     return [total.log() - shift]
+
+
+def _middle(ball: arb) -> tuple[int, float]:
+    """Orders balls, also those beyond the range of float."""
+    middle = ball.mid()
+    if not ball.is_finite():
+        return (10**9, 0.0)
+    digits, exponent = (int(part) for part in middle.man_exp())
+    size = abs(digits).bit_length()
+    sign = (digits > 0) - (digits < 0)
+    return (sign * (exponent + size + 10**6), float(digits >> max(0, size - 60)) if sign else 0.0)

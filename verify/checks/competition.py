@@ -43,19 +43,19 @@ def _flat(tally: Tally, row: Rows, got: torch.Tensor, truth: Enclosures, allowed
 def _responsibilities(row: Rows, tally: Tally, arithmetic: Arithmetic, fmt: Format) -> None:
     got = responsibilities(torch.from_numpy(row.energies))
     energies = row.energies.astype(np.longdouble)
-    _flat(tally, row, got, true_responsibilities(energies, fmt), responsibilities_budget(arithmetic, energies))
+    _flat(tally, row, got, true_responsibilities(energies, fmt), responsibilities_budget(arithmetic.point(energies)))
 
 
 def _log_partition(row: Rows, tally: Tally, arithmetic: Arithmetic, fmt: Format) -> None:
     got = log_partition(torch.from_numpy(row.energies))
     energies = row.energies.astype(np.longdouble)
-    _flat(tally, row, got, true_log_partition(energies, fmt), log_partition_budget(arithmetic, energies))
+    _flat(tally, row, got, true_log_partition(energies, fmt), log_partition_budget(arithmetic.point(energies)))
 
 
 def _normalization(row: Rows, tally: Tally, arithmetic: Arithmetic, fmt: Format) -> None:
     """Σ r = 1 to within what the sum's own rounding and that of each r allow."""
     got = responsibilities(torch.from_numpy(row.energies)).numpy().astype(np.longdouble)
-    allowed = responsibilities_budget(arithmetic, row.energies.astype(np.longdouble))
+    allowed = responsibilities_budget(arithmetic.point(row.energies))
     total = got.sum(-1)
     one = _exact(np.ones_like(total))
     # Every r is granted its own interval, but their exact sum is 1: the ends bound the departure.
@@ -101,14 +101,15 @@ def _shift(row: Rows, tally: Tally, arithmetic: Arithmetic, fmt: Format) -> None
     """r(d + c) for a c that adds without rounding is r(d), bit for bit or within the budget of both."""
     unit = float(spacing(np.max(np.abs(row.energies[np.isfinite(row.energies)])).astype(np.longdouble), fmt))
     moved = (row.energies + fmt.numpy_dtype(unit)).astype(fmt.numpy_dtype)
-    same = np.isinf(row.energies) | (moved.astype(np.longdouble) - row.energies.astype(np.longdouble) == unit)
+    with np.errstate(invalid="ignore"):
+        same = np.isinf(row.energies) | (moved.astype(np.longdouble) - row.energies.astype(np.longdouble) == unit)
     keep = same.all(-1)
     if not keep.any():
         return
     kept = Rows(row.energies[keep], row.source)
     energies = kept.energies.astype(np.longdouble)
     got = responsibilities(torch.from_numpy(moved[keep]))
-    _flat(tally, kept, got, true_responsibilities(energies, fmt), responsibilities_budget(arithmetic, moved[keep].astype(np.longdouble)))
+    _flat(tally, kept, got, true_responsibilities(energies, fmt), responsibilities_budget(arithmetic.point(moved[keep])))
 
 
 def _hessian(row: Rows, tally: Tally, arithmetic: Arithmetic, fmt: Format) -> None:
