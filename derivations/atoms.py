@@ -11,7 +11,6 @@ from typing import ClassVar
 
 from sympy import (
     Abs,
-    Eq,
     Expr,
     Function,
     Max,
@@ -51,7 +50,7 @@ __all__ = [
     "sech2",
     "sigmoid",
     "softplus",
-    "tanhc",
+    "tanh_ratio",
 ]
 
 
@@ -148,13 +147,13 @@ class sech2(Atom):
         return -2 * tanh(self.args[0]) * sech2(self.args[0])
 
 
-class tanhc(Atom):
-    """tanh(x)/x, and 1 at 0."""
+class tanh_ratio(Atom):
+    """tanh(a·x)/x, and a at x = 0; also where a·x overflows or is subnormal."""
 
     @classmethod
     def define(cls, *args: Expr) -> Expr:
-        (x,) = args
-        return Piecewise((tanh(x) / x, Ne(x, 0)), (S.One, True))
+        a, x = args
+        return Piecewise((tanh(a * x) / x, Ne(x, 0)), (a, True))
 
 
 class log1p_square(Atom):
@@ -168,7 +167,8 @@ class log1p_square(Atom):
     @classmethod
     def recipe(cls, *args: Expr) -> Expr:
         x, w = args
-        # Each branch sees only arguments that it can take, so neither has a NaN gradient. The root keeps |x|/w in range.
+        # Each branch sees only arguments that it can take, so neither has a NaN gradient.
+        # The root keeps |x|/w in range.
         small = ratio(clip(x, -w, w), w)
         large = Max(Abs(x), w)
         root = ratio(sqrt(large), sqrt(w))
@@ -274,7 +274,7 @@ class dominated_difference(Atom):
 
 
 ATOMS: tuple[type[Atom], ...] = (
-    sigmoid, softplus, logcosh, sech2, tanhc, log1p_square, clip, ratio, product, exp_times,
+    sigmoid, softplus, logcosh, sech2, tanh_ratio, log1p_square, clip, ratio, product, exp_times,
     saturated, bounded, scaled_k1, dominated_difference,
 )  # fmt: skip
 

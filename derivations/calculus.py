@@ -123,11 +123,7 @@ def normalizer(kernel: Kernel) -> Expr | None:
         return None
     if not kernel.is_even:
         ends = [limit(expand_atoms(kernel.energy), u, end) for end in (oo, -oo)]
-        return (
-            oo
-            if any(end.is_finite for end in ends)
-            else _closed(integrate(exp(-kernel.energy), (u, -oo, oo)))
-        )
+        return oo if any(end.is_finite for end in ends) else _closed(integrate(exp(-kernel.energy), (u, -oo, oo)))
     half = Symbol("t", positive=True)
     density = exp(-expand_atoms(kernel.energy).subs(u, half))
     if kernel.normalizer_map is not None:
@@ -135,9 +131,7 @@ def normalizer(kernel: Kernel) -> Expr | None:
         (variable,) = forward.free_symbols - set(kernel.symbols)
         moved = simplify(density.subs(half, forward)).replace(exp, _as_power) * diff(forward, variable)
         return _closed(2 * _integral(moved, variable, low, high))
-    return _closed(
-        2 * Add(*(_integral(value, half, low, high) for value, low, high in _cases(density, half)))
-    )
+    return _closed(2 * Add(*(_integral(value, half, low, high) for value, low, high in _cases(density, half))))
 
 
 def _integral(value: Expr, variable: Symbol, low: Expr, high: Expr) -> Expr:

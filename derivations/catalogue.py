@@ -40,9 +40,7 @@ def load_module(spec: str | Path) -> ModuleType:
     if path.suffix != ".py":
         near = get_close_matches(str(spec), kernel_names(), n=3)
         hint = (
-            f"did you mean {', '.join(near)}?"
-            if near
-            else f"expected one of {', '.join(kernel_names())}, or a FILE.py"
+            f"did you mean {', '.join(near)}?" if near else f"expected one of {', '.join(kernel_names())}, or a FILE.py"
         )
         raise KernelError(f"unknown kernel {str(spec)!r}: {hint}")
     if not path.is_file():
@@ -57,9 +55,7 @@ def load_module(spec: str | Path) -> ModuleType:
         raise KernelError(f"{spec}: {error}") from error
     except Exception as error:
         # The file is the user's: whatever it raises is told in one line, with the line it came from.
-        lines = [
-            frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)
-        ]
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         line = lines[-1] if lines else getattr(error, "lineno", None) or 1
         raise KernelError(f"{spec}, line {line}: {type(error).__name__}: {error}") from error
     return module

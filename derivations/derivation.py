@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from sympy import (
     Abs,
@@ -21,7 +21,7 @@ from sympy import (
     simplify,
     solve,
     tanh,
-)  # fmt: skip
+)
 
 from derivations.atoms import expand_atoms, sech2
 from derivations.calculus import (
@@ -36,7 +36,7 @@ from derivations.calculus import (
     pair_energies,
     posterior_mean,
     posterior_mean_slope,
-)  # fmt: skip
+)
 from derivations.enclosure import compile_enclosure, enclose, exact
 from derivations.geometry import LOCATION, Reading, m, mu, u, z
 from derivations.kernel import Fact, Kernel
@@ -46,13 +46,12 @@ from derivations.proof import (
     Region,
     Step,
     default_regions,
-    enclosures_meet,
     prove,
     prove_sign,
     rational_points,
     symbolic_zero,
     within,
-)  # fmt: skip
+)
 from derivations.quadrature import HalfIntegral
 from derivations.stable import activation_name, difference, stable_forms
 
@@ -83,9 +82,7 @@ def _line_regions(kernel: Kernel) -> tuple[Region, ...]:
         for _, condition in node.args
         if condition.free_symbols
     } - {None}
-    half = [{u: s}] if not limits else [
-        region for edge in limits for region in ({u: s, edge: s + t}, {u: edge + s})
-    ]  # fmt: skip
+    half = [{u: s}] if not limits else [region for edge in limits for region in ({u: s, edge: s + t}, {u: edge + s})]
     return tuple(half) + tuple({**region, u: -region[u]} for region in half)
 
 
@@ -95,9 +92,7 @@ def _forms(kernel: Kernel) -> Iterator[Step]:
     line = _line_regions(kernel) if kernel.geometry is LOCATION else ({},)
     plane = default_regions(kernel.regions) if kernel.geometry is LOCATION else ({},)
     everywhere = "all parameters in their domains"
-    yield prove(
-        "form.energy", "energy d", kernel.energy, forms["energy"][1], rule="stable form", regions=line
-    )
+    yield prove("form.energy", "energy d", kernel.energy, forms["energy"][1], rule="stable form", regions=line)
     if "influence" in forms:
         rule = "differentiate the energy"
         yield prove(
@@ -110,30 +105,42 @@ def _forms(kernel: Kernel) -> Iterator[Step]:
         )
     if "irls_weight" in forms:
         yield prove(
-            "form.irls_weight", "weight w = ψ/u", irls_weight(kernel), forms["irls_weight"][1],
-            assumptions="u ≠ 0", rule="divide the influence by u", regions=line,
-        )  # fmt: skip
+            "form.irls_weight",
+            "weight w = ψ/u",
+            irls_weight(kernel),
+            forms["irls_weight"][1],
+            assumptions="u ≠ 0",
+            rule="divide the influence by u",
+            regions=line,
+        )
     for reading in kernel.readings:
         name = activation_name(kernel, reading)
         form = forms[name][1]
         if isinstance(form, tanh):
             yield prove(
-                f"form.{name}", "posterior mean a = tanh T, T = ½(d₋ − d₊)", half_difference(kernel, reading), form.args[0],
-                assumptions=everywhere, rule="theorem.posterior_mean; the difference is formed before it is rounded",
+                f"form.{name}",
+                "posterior mean a = tanh T, T = ½(d₋ − d₊)",
+                half_difference(kernel, reading),
+                form.args[0],
+                assumptions=everywhere,
+                rule="theorem.posterior_mean; the difference is formed before it is rounded",
                 regions=plane,
-            )  # fmt: skip
+            )
         else:
             yield prove(
-                f"form.{name}", "posterior mean a = r₊ − r₋", posterior_mean(kernel, reading), form,
-                assumptions=everywhere, rule="divide by the larger exponential", regions=plane,
-            )  # fmt: skip
+                f"form.{name}",
+                "posterior mean a = r₊ − r₋",
+                posterior_mean(kernel, reading),
+                form,
+                assumptions=everywhere,
+                rule="divide by the larger exponential",
+                regions=plane,
+            )
         if f"{name}_grad" in forms:
             yield _slope_form(kernel, reading, form, forms[f"{name}_grad"][1], plane)
 
 
-def _slope_form(
-    kernel: Kernel, reading: Reading, activation: Expr, slope: Expr, regions: tuple[Region, ...]
-) -> Step:
+def _slope_form(kernel: Kernel, reading: Reading, activation: Expr, slope: Expr, regions: tuple[Region, ...]) -> Step:
     """a′; where it is sech²T·T′ with the T that was proved above, T′ is what is left to prove."""
     name = f"form.{activation_name(kernel, reading)}_grad"
     axis = kernel.geometry.arguments[0]
@@ -143,13 +150,23 @@ def _slope_form(
         if not rest.has(sech2) and rest != slope:
             lhs = derivative(half_difference(kernel, reading), axis)
             return prove(
-                name, "slope a′ = sech²T·T′: the factor T′ = ∂T/∂z", lhs, rest,
-                assumptions="away from kinks", rule="chain rule; T by the step before", regions=regions,
-            )  # fmt: skip
+                name,
+                "slope a′ = sech²T·T′: the factor T′ = ∂T/∂z",
+                lhs,
+                rest,
+                assumptions="away from kinks",
+                rule="chain rule; T by the step before",
+                regions=regions,
+            )
     return prove(
-        name, "slope a′ = ∂a/∂z", posterior_mean_slope(kernel, reading), slope,
-        assumptions="away from kinks", rule="chain rule", regions=regions,
-    )  # fmt: skip
+        name,
+        "slope a′ = ∂a/∂z",
+        posterior_mean_slope(kernel, reading),
+        slope,
+        assumptions="away from kinks",
+        rule="chain rule",
+        regions=regions,
+    )
 
 
 def _gradients(kernel: Kernel) -> Iterator[Step]:
@@ -161,17 +178,23 @@ def _gradients(kernel: Kernel) -> Iterator[Step]:
         total = exp(-expand_atoms(plus)) + exp(-expand_atoms(minus))
         rhs = -(exp(-expand_atoms(plus)) * slopes[0] + exp(-expand_atoms(minus)) * slopes[1]) / total
         yield prove(
-            f"gradient.{symbol}", f"∂L/∂{symbol} = −(r₊ ∂d₊/∂{symbol} + r₋ ∂d₋/∂{symbol})",
-            derivative(objective, symbol), rhs,
-            assumptions="away from kinks", rule="chain rule through theorem.gradient",
-        )  # fmt: skip
+            f"gradient.{symbol}",
+            f"∂L/∂{symbol} = −(r₊ ∂d₊/∂{symbol} + r₋ ∂d₋/∂{symbol})",
+            derivative(objective, symbol),
+            rhs,
+            assumptions="away from kinks",
+            rule="chain rule through theorem.gradient",
+        )
     if kernel.geometry is LOCATION:
         energy = kernel.energy.subs(u, z - mu)
         yield prove(
-            "m_step.location", "∂d/∂μ = −ψ(z − μ): with ψ = w·u the stationary μ is Σ r w z / Σ r w",
-            derivative(energy, mu), -influence(kernel).subs(u, z - mu),
-            assumptions="away from kinks", rule="u = z − μ",
-        )  # fmt: skip
+            "m_step.location",
+            "∂d/∂μ = −ψ(z − μ): with ψ = w·u the stationary μ is Σ r w z / Σ r w",
+            derivative(energy, mu),
+            -influence(kernel).subs(u, z - mu),
+            assumptions="away from kinks",
+            rule="u = z − μ",
+        )
 
 
 def _shape(kernel: Kernel, reading: Reading) -> Iterator[Step]:
@@ -186,10 +209,14 @@ def _shape(kernel: Kernel, reading: Reading) -> Iterator[Step]:
         axis = kernel.geometry.arguments[0]
         mirrored = half.subs(axis, -axis)
     yield prove(
-        f"parity.{activation_name(kernel, reading)}", "the posterior mean is odd: exchanging the hypotheses changes its sign",
-        mirrored, -half, assumptions="equal weights", rule="d₊ and d₋ change places",
+        f"parity.{activation_name(kernel, reading)}",
+        "the posterior mean is odd: exchanging the hypotheses changes its sign",
+        mirrored,
+        -half,
+        assumptions="equal weights",
+        rule="d₊ and d₋ change places",
         regions=default_regions(kernel.regions) if kernel.geometry is LOCATION else ({},),
-    )  # fmt: skip
+    )
 
 
 def _location(kernel: Kernel) -> Iterator[Step]:
@@ -202,13 +229,21 @@ def _location(kernel: Kernel) -> Iterator[Step]:
 
 
 def _slope_at_zero(kernel: Kernel) -> Step:
-    regions = tuple({m: region[u], **{key: value for key, value in region.items() if key != u}}
-                    for region in _line_regions(kernel) if not region[u].could_extract_minus_sign())  # fmt: skip
+    regions = tuple(
+        {m: region[u], **{key: value for key, value in region.items() if key != u}}
+        for region in _line_regions(kernel)
+        if not region[u].could_extract_minus_sign()
+    )
     lhs = derivative(half_difference(kernel, "locations"), z).subs(z, 0)
     return prove(
-        "slope.zero", "a′(0) = ψ(m)", lhs, influence(kernel).subs(u, m),
-        assumptions="an even energy, smooth at ±m", rule="ψ is odd, sech²0 = 1", regions=regions,
-    )  # fmt: skip
+        "slope.zero",
+        "a′(0) = ψ(m)",
+        lhs,
+        influence(kernel).subs(u, m),
+        assumptions="an even energy, smooth at ±m",
+        rule="ψ is odd, sech²0 = 1",
+        regions=regions,
+    )
 
 
 def _limits(kernel: Kernel, activation: Expr) -> Iterator[Step]:
@@ -220,11 +255,7 @@ def _limits(kernel: Kernel, activation: Expr) -> Iterator[Step]:
     inside = expand_atoms(activation.args[0] if isinstance(activation, tanh) else activation)
     resolved = inside.subs(z, far + m).subs({parameter: parameter for parameter in kernel.parameters})
     for parameter in kernel.parameters:
-        if any(
-            parameter in condition.free_symbols
-            for node in resolved.atoms(Piecewise)
-            for _, condition in node.args
-        ):
+        if any(parameter in condition.free_symbols for node in resolved.atoms(Piecewise) for _, condition in node.args):
             resolved = inside.subs(z, far + m + parameter)
     resolved = resolved.replace(lambda e: isinstance(e, Piecewise), _resolved)
     constant, moving = simplify(resolved).as_independent(far, as_Add=False)
@@ -233,19 +264,22 @@ def _limits(kernel: Kernel, activation: Expr) -> Iterator[Step]:
     symbolic: Outcome = "holds" if symbolic_zero(reached, end) == "holds" else "undecided"
     outcome, points = _approaches(activation, end)
     yield Step(
-        "limit.infinity", "a(∞) = tanh(m·ψ(∞))", Symbol("a(∞)"), end, "z → +∞; a is odd", "the difference tends to 2m·ψ(∞)",
-        symbolic, outcome, points,
-    )  # fmt: skip
+        "limit.infinity",
+        "a(∞) = tanh(m·ψ(∞))",
+        Symbol("a(∞)"),
+        end,
+        "z → +∞; a is odd",
+        "the difference tends to 2m·ψ(∞)",
+        symbolic,
+        outcome,
+        points,
+    )
 
 
 def _resolved(cases: Piecewise) -> Expr:
     """The case that holds for all positive symbols, where SymPy can tell once the condition is expanded."""
     for value, condition in cases.args:
-        settled = (
-            condition.func(simplify(condition.lhs - condition.rhs), 0)
-            if hasattr(condition, "lhs")
-            else condition
-        )
+        settled = condition.func(simplify(condition.lhs - condition.rhs), 0) if hasattr(condition, "lhs") else condition
         if settled == True:  # noqa: E712  SymPy's true, not Python's
             return value
         if settled != False:  # noqa: E712
@@ -271,37 +305,48 @@ def _monotonicity(kernel: Kernel, forms: dict[str, tuple[tuple[Symbol, ...], Exp
     """Where a rises, and the exact set where its gradient vanishes."""
     half_line = Symbol("u", positive=True) if kernel.is_even else u
     bend = diff(expand_atoms(kernel.energy).subs(u, half_line), half_line, 2)
-    bend = (
-        lowest_terms(bend) if bend.is_rational_function() else bend if bend.has(Piecewise) else simplify(bend)
-    )
+    bend = lowest_terms(bend) if bend.is_rational_function() else bend if bend.has(Piecewise) else simplify(bend)
     where = "u > 0; an even energy" if kernel.is_even else "all u"
     if bend.is_positive:
         yield prove_sign(
-            "monotone", "the energy is strictly convex, so a is strictly monotone: its gradient vanishes nowhere",
-            bend, ">", assumptions=where, rule="ψ is strictly increasing, and a′ = sech²T·½[ψ(z + m) − ψ(z − m)]",
-        )  # fmt: skip
+            "monotone",
+            "the energy is strictly convex, so a is strictly monotone: its gradient vanishes nowhere",
+            bend,
+            ">",
+            assumptions=where,
+            rule="ψ is strictly increasing, and a′ = sech²T·½[ψ(z + m) − ψ(z − m)]",
+        )
         return
     slope = derivative(half_difference(kernel, "locations"), z)
     flat = [region for region in default_regions(kernel.regions) if within(slope, region) == 0]
     if flat:
         yield prove_sign(
-            "monotone", "the energy is convex, so a never falls", bend, "≥", assumptions=where,
+            "monotone",
+            "the energy is convex, so a never falls",
+            bend,
+            "≥",
+            assumptions=where,
             rule="ψ does not fall",
-        )  # fmt: skip
+        )
         for index, region in enumerate(flat[: len(flat) // 2]):
             place = ", ".join(f"{symbol} = {value}" for symbol, value in region.items())
             yield prove(
-                f"vanishes.{index}", f"a′ = 0 exactly where {place}, s, t > 0, and at its mirror image",
-                slope.subs(dict(region), simultaneous=True), Integer(0),
-                assumptions="s, t > 0", rule="both hypotheses have the same influence there",
-            )  # fmt: skip
+                f"vanishes.{index}",
+                f"a′ = 0 exactly where {place}, s, t > 0, and at its mirror image",
+                slope.subs(dict(region), simultaneous=True),
+                Integer(0),
+                assumptions="s, t > 0",
+                rule="both hypotheses have the same influence there",
+            )
         return
     for index, turn in enumerate(turning_points(kernel)):
         yield prove(
-            f"turns.{index}", f"a′ = 0 at z = {turn}: a rises to there, then falls",
-            derivative(half_difference(kernel, "locations"), z).subs(z, turn), Integer(0),
+            f"turns.{index}",
+            f"a′ = 0 at z = {turn}: a rises to there, then falls",
+            derivative(half_difference(kernel, "locations"), z).subs(z, turn),
+            Integer(0),
             rule="root of ψ(z + m) = ψ(z − m)",
-        )  # fmt: skip
+        )
 
 
 def turning_points(kernel: Kernel) -> list[Expr]:
@@ -321,13 +366,18 @@ def _normalizer(kernel: Kernel, forms: dict[str, tuple[tuple[Symbol, ...], Expr]
     half = HalfIntegral(kernel)
     outcome, points, bits = _quadrature(kernel, value, half)
     yield Step(
-        "normalizer", "normaliser Z = ∫ e^{−d}", integral, value, "all parameters in their domains",
+        "normalizer",
+        "normaliser Z = ∫ e^{−d}",
+        integral,
+        value,
+        "all parameters in their domains",
         "defining integral after a change of variables; rigorous quadrature with a proved bound for the tail",
-        "holds", outcome, points, f"the enclosures agree to at least {bits} bits",
-    )  # fmt: skip
-    yield prove(
-        "form.log_normalizer", "log Z", log(value), forms["log_normalizer"][1], rule="logarithm of a product"
+        "holds",
+        outcome,
+        points,
+        f"the enclosures agree to at least {bits} bits",
     )
+    yield prove("form.log_normalizer", "log Z", log(value), forms["log_normalizer"][1], rule="logarithm of a product")
 
 
 def _quadrature(kernel: Kernel, value: Expr, half: HalfIntegral) -> tuple[Outcome, int, int]:
@@ -359,21 +409,29 @@ def _divergence(kernel: Kernel, integral: Expr) -> Step:
         decided += bool(energy(*values) <= exact(log(2)) + exact(2) ** -50)
     outcome: Outcome = "holds" if decided >= 100 else "undecided"
     return Step(
-        "normalizer", "Z = ∞: e^{−d} ≥ ½ for all u ≥ 0, so it has no integral", integral, oo, "u ≥ 0",
-        "the energy falls to a finite limit", "holds" if end.is_finite else "undecided", outcome, decided,
-    )  # fmt: skip
+        "normalizer",
+        "Z = ∞: e^{−d} ≥ ½ for all u ≥ 0, so it has no integral",
+        integral,
+        oo,
+        "u ≥ 0",
+        "the energy falls to a finite limit",
+        "holds" if end.is_finite else "undecided",
+        outcome,
+        decided,
+    )
 
 
 def _fact(kernel: Kernel, index: int, fact: Fact) -> Step:
     """An independent value, from a source that knows nothing of this derivation."""
-    quantity = {
+    quantities: dict[str, Callable[[], Expr]] = {
         "energy": lambda: kernel.energy,
         "influence": lambda: influence(kernel),
         "curvature": lambda: curvature(kernel),
         "activation": lambda: tanh(half_difference(kernel, kernel.readings[0])),
         "slope": lambda: derivative(half_difference(kernel, kernel.readings[0]), z).subs(z, 0),
         "normalizer": lambda: normalizer(kernel),
-    }[fact.quantity]()
+    }
+    quantity = quantities[fact.quantity]()
     at = ", ".join(f"{symbol} = {value}" for symbol, value in fact.at.items())
     lhs = expand_atoms(quantity)
     for symbol, value in sorted(fact.at.items(), key=lambda pair: pair[1] in (oo, -oo)):
@@ -387,6 +445,11 @@ def _fact(kernel: Kernel, index: int, fact: Fact) -> Step:
         else:
             lhs = lhs.subs(symbol, value)
     return prove(
-        f"fact.{index}", f"{fact.quantity} at {at}", lhs, fact.value, assumptions="", rule=fact.source,
+        f"fact.{index}",
+        f"{fact.quantity} at {at}",
+        lhs,
+        fact.value,
+        assumptions="",
+        rule=fact.source,
         note="independent of the derivation",
-    )  # fmt: skip
+    )

@@ -88,12 +88,10 @@ def _compiled(expr: Expr, symbols: tuple[Symbol, ...], analytic: bool = False) -
     names = {symbol: f"v{i}" for i, symbol in enumerate(symbols)}
     strangers = expr.free_symbols - set(symbols)
     if strangers:
-        raise KernelError(
-            f"enclosure of {expr}: no value is given for {', '.join(sorted(map(str, strangers)))}"
-        )
+        raise KernelError(f"enclosure of {expr}: no value is given for {', '.join(sorted(map(str, strangers)))}")
     # Cases stay lazy: pulling a subexpression out of a branch would evaluate it where it is not defined.
     shared, (body,) = ([], [expr]) if expr.has(Piecewise) else cse([expr])
-    lines = []
+    lines: list[str] = []
     for target, value in shared:
         names[target] = f"t{len(lines)}"
         lines.append(f"    {names[target]} = {_source(value, names)}")
@@ -172,9 +170,7 @@ def _source(expr: Basic, names: dict[Symbol, str]) -> str:
     if isinstance(expr, Pow):
         return _power(expr.base, expr.exp, inside)
     if isinstance(expr, Piecewise):
-        cases = ", ".join(
-            f"(lambda: {inside(value)}, lambda: {inside(condition)})" for value, condition in expr.args
-        )
+        cases = ", ".join(f"(lambda: {inside(value)}, lambda: {inside(condition)})" for value, condition in expr.args)
         return f"first_case({cases})"
     if isinstance(expr, Max | Min):
         name = "maximum" if isinstance(expr, Max) else "minimum"

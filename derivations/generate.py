@@ -39,7 +39,11 @@ def module_source(kernel: Kernel, origin: str = "") -> str:
     programs = {name: lower(expr, arguments) for name, (arguments, expr) in forms.items()}
     body = [torch_source(name, programs[name], describe(forms[name][1])) for name in forms]
     code = "\n".join(body)
-    helpers = [name for name in ("bounded", "dominated_difference", "saturated", "scaled_k1", "tanhc") if f"{name}(" in code]
+    helpers = [
+        name
+        for name in ("bounded", "dominated_difference", "saturated", "scaled_k1", "tanh_ratio")
+        if f"{name}(" in code
+    ]
     imports = "import torch\nfrom torch import Tensor\n"
     if helpers:
         imports += f"\nfrom implicit_em.primitives import {', '.join(helpers)}\n"
@@ -61,7 +65,7 @@ def module_source(kernel: Kernel, origin: str = "") -> str:
         f'NAME = "{kernel.name}"',
         f'GEOMETRY = "{kernel.geometry.name}"',
         f"EVEN = {kernel.is_even}",
-        "PARAMETERS = {",
+        "PARAMETERS: dict[str, dict[str, float | bool | str]] = {",
         *(
             f'    "{name}": {{"default": {row["default"]!r}, "lower": float("{row["lower"]}"), "upper": float("inf"),'
             f' "lower_open": True, "doc": "{row["doc"]}"}},'
@@ -69,19 +73,18 @@ def module_source(kernel: Kernel, origin: str = "") -> str:
         ),
         "}",
         "FUNCTIONS = {",
-        *(f'    "{name}": ({"".join(f"{a!r}, " for a in map(str, arguments)).rstrip()}),'.replace("'", '"')
-          for name, (arguments, _) in forms.items()),
+        *(
+            f'    "{name}": ({"".join(f"{a!r}, " for a in map(str, arguments)).rstrip()}),'.replace("'", '"')
+            for name, (arguments, _) in forms.items()
+        ),
         "}",
-    ]  # fmt: skip
+    ]
     return "\n".join(header) + "\n\n\n" + "\n\n\n".join(body) + "\n"
 
 
 def sources() -> dict[str, str]:
     """File name → text, for every built-in kernel."""
-    return {
-        f"{name}.py": module_source(load_kernel(name), f"derivations/kernels/{name}.py")
-        for name in kernel_names()
-    }
+    return {f"{name}.py": module_source(load_kernel(name), f"derivations/kernels/{name}.py") for name in kernel_names()}
 
 
 def write(directory: Path = DIRECTORY) -> list[Path]:
@@ -117,7 +120,5 @@ def diff(directory: Path = DIRECTORY) -> str:
 
 def _present(directory: Path) -> dict[str, str]:
     return {
-        path.name: path.read_text(encoding="utf-8")
-        for path in directory.glob("*.py")
-        if path.name != "__init__.py"
+        path.name: path.read_text(encoding="utf-8") for path in directory.glob("*.py") if path.name != "__init__.py"
     }

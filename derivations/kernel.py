@@ -106,7 +106,7 @@ class Kernel:
             return False
         mirrored = expand_atoms(self.energy.subs(u, -u))
         original = expand_atoms(self.energy)
-        return mirrored == original or (mirrored - original).simplify() == 0
+        return bool(mirrored == original or (mirrored - original).simplify() == 0)
 
     def _check_parameters(self) -> None:
         names = [parameter.name for parameter in self.parameters]
@@ -151,7 +151,8 @@ class Kernel:
             )
         if not energy.free_symbols & set(self.geometry.coordinates):
             raise KernelError(
-                f"kernel {self.name}: energy {energy} is constant: expected a function of {self.geometry.coordinates[0]}"
+                f"kernel {self.name}: energy {energy} is constant: "
+                f"expected a function of {self.geometry.coordinates[0]}"
             )
         unused = set(self.parameters) - energy.free_symbols
         if unused:

@@ -46,9 +46,7 @@ class Parameter(Symbol):  # type: ignore[misc]
             raise KernelError(f"parameter {name}: expected a span with lower < upper, got {self.span}")
         for label, value in (("default", self.default), ("span", low), ("span", high)):
             if not self.admits(value):
-                raise KernelError(
-                    f"parameter {name}: {label} {value:g} is outside of its domain {self.domain}"
-                )
+                raise KernelError(f"parameter {name}: {label} {value:g} is outside of its domain {self.domain}")
         return self  # type: ignore[no-any-return]
 
     def __getnewargs_ex__(self) -> tuple[tuple[str], dict[str, Any]]:

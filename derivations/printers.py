@@ -11,36 +11,57 @@ from sympy.printing.str import StrPrinter
 from derivations.parameter import KernelError
 from derivations.program import Operand, Operation, Program
 
-_INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!=",
-          "logical_and": "&", "logical_or": "|"}  # fmt: skip
+_INFIX = {
+    "add": "+",
+    "sub": "-",
+    "mul": "*",
+    "div": "/",
+    "lt": "<",
+    "le": "<=",
+    "gt": ">",
+    "ge": ">=",
+    "eq": "==",
+    "ne": "!=",
+    "logical_and": "&",
+    "logical_or": "|",
+}
 _CALLS = {
-    "abs": "torch.abs", "sign": "torch.sign", "exp": "torch.exp", "expm1": "torch.expm1", "log": "torch.log",
-    "log1p": "torch.log1p", "tanh": "torch.tanh", "sinh": "torch.sinh", "cosh": "torch.cosh", "asinh": "torch.asinh",
-    "erf": "torch.erf", "lgamma": "torch.lgamma", "hypot": "torch.hypot", "sqrt": "torch.sqrt",
-    "sigmoid": "torch.sigmoid", "scaled_k1": "scaled_k1", "saturated": "saturated",
+    "abs": "torch.abs",
+    "sign": "torch.sign",
+    "exp": "torch.exp",
+    "expm1": "torch.expm1",
+    "log": "torch.log",
+    "log1p": "torch.log1p",
+    "tanh": "torch.tanh",
+    "sinh": "torch.sinh",
+    "cosh": "torch.cosh",
+    "asinh": "torch.asinh",
+    "erf": "torch.erf",
+    "lgamma": "torch.lgamma",
+    "hypot": "torch.hypot",
+    "sqrt": "torch.sqrt",
+    "sigmoid": "torch.sigmoid",
+    "scaled_k1": "scaled_k1",
+    "saturated": "saturated",
     "bounded": "bounded",
-    "tanhc": "tanhc",
+    "tanh_ratio": "tanh_ratio",
     "dominated_difference": "dominated_difference",
-}  # fmt: skip
+}
 
 
 def torch_source(name: str, program: Program, doc: str) -> str:
     """One torch function. Every argument is a tensor; all have one dtype and broadcast together."""
     signature = ", ".join(f"{argument}: Tensor" for argument in program.arguments)
     lines = [f"def {name}({signature}) -> Tensor:", f'    """{doc}"""']
-    lines += [
-        f"    {operation.target} = {torch_expression(operation, program)}" for operation in program.operations
-    ]
-    used = {operand.text for operation in program.operations for operand in operation.operands} | {
-        program.result.text
-    }
+    lines += [f"    {operation.target} = {torch_expression(operation, program)}" for operation in program.operations]
+    used = {operand.text for operation in program.operations for operand in operation.operands} | {program.result.text}
     result = program.result.text
     if program.result.is_constant:
         result = f"torch.full_like({program.arguments[0]}, {result})"
     unused = [argument for argument in program.arguments if argument not in used]
     if unused:
         # A function that is constant in an argument still has that argument's shape.
-        result = f"torch.broadcast_tensors({result}, {', '.join(unused)})[0]"
+        result = " + ".join([result, *(f"torch.zeros_like({argument})" for argument in unused)])
     return "\n".join([*lines, f"    return {result}"])
 
 
@@ -115,18 +136,25 @@ def _plain_call(name: str) -> Any:
 
 
 for _atom, _shown in {
-    "softplus": "softplus", "logcosh": r"log\,cosh", "sech2": r"sech^{2}", "tanhc": "tanhc", "clip": "clip",
-    "log1p_square": "log1p\\_square", "log1p": "log1p", "expm1": "expm1", "hypot": "hypot", "saturated": "saturated", "bounded": "bounded",
+    "softplus": "softplus",
+    "logcosh": r"log\,cosh",
+    "sech2": r"sech^{2}",
+    "tanh_ratio": r"tanh\_ratio",
+    "clip": "clip",
+    "log1p_square": "log1p\\_square",
+    "log1p": "log1p",
+    "expm1": "expm1",
+    "hypot": "hypot",
+    "saturated": "saturated",
+    "bounded": "bounded",
     "scaled_k1": "scaled\\_k1",
-}.items():  # fmt: skip
+}.items():
     setattr(_Latex, f"_print_{_atom}", _plain_call(_shown))
 
 
 def latex(expr: Any) -> str:
     """LaTeX of an expression or relation, natural logarithm written log."""
-    return str(
-        _Latex({"ln_notation": False, "fold_short_frac": False, "symbol_names": _SYMBOLS}).doprint(expr)
-    )
+    return str(_Latex({"ln_notation": False, "fold_short_frac": False, "symbol_names": _SYMBOLS}).doprint(expr))
 
 
 def text(expr: Any) -> str:

@@ -54,7 +54,7 @@ from derivations.atoms import (
     saturated,
     scaled_k1,
     sigmoid,
-    tanhc,
+    tanh_ratio,
 )  # fmt: skip
 from derivations.geometry import f, f_minus, f_plus, inner, mu, square, u, z
 from derivations.parameter import KernelError
@@ -65,7 +65,8 @@ COORDINATES = (z, u, mu, f, f_plus, f_minus, inner, square)
 ELEMENTARY: dict[type[Basic], str] = {
     Abs: "abs", sign: "sign", exp: "exp", expm1: "expm1", log: "log", log1p: "log1p", tanh: "tanh", sinh: "sinh",
     cosh: "cosh", asinh: "asinh", erf: "erf", loggamma: "lgamma", hypot: "hypot", sigmoid: "sigmoid",
-    scaled_k1: "scaled_k1", saturated: "saturated", bounded: "bounded", tanhc: "tanhc", dominated_difference: "dominated_difference",
+    scaled_k1: "scaled_k1", saturated: "saturated", bounded: "bounded", tanh_ratio: "tanh_ratio",
+    dominated_difference: "dominated_difference",
 }  # fmt: skip
 RELATIONS: dict[type[Basic], str] = {Lt: "lt", Le: "le", Gt: "gt", Ge: "ge", Eq: "eq", Ne: "ne"}
 
@@ -199,9 +200,7 @@ class _Lowering:
                 step = self.emit("div", step, self.value(bottom[i])) if i < len(bottom) else step
                 result = step if result is None else self.emit("mul", result, step)
             else:
-                result = self.emit(
-                    "div", Operand("1.0", True) if result is None else result, self.value(bottom[i])
-                )
+                result = self.emit("div", Operand("1.0", True) if result is None else result, self.value(bottom[i]))
         if result is None:
             raise KernelError(f"code: the product {expr} is empty")
         if coefficient == -1:

@@ -43,7 +43,7 @@ from sympy import (
     sinh,
     tanh,
     together,
-)  # fmt: skip
+)
 
 from derivations.atoms import expand_atoms
 from derivations.enclosure import compile_enclosure, exact
@@ -159,9 +159,18 @@ def prove_sign(
         decided += bool(value > 0) or (relation == "≥" and bool(value >= 0))
     outcome: Outcome = "refuted" if refuted else "holds" if decided >= min(100, POINTS) else "undecided"
     return Step(
-        identifier, title, expr, Integer(0), assumptions, rule, "holds" if known else "undecided", outcome, decided, note,
+        identifier,
+        title,
+        expr,
+        Integer(0),
+        assumptions,
+        rule,
+        "holds" if known else "undecided",
+        outcome,
+        decided,
+        note,
         relation,
-    )  # fmt: skip
+    )
 
 
 def symbolic_zero(lhs: Expr, rhs: Expr, regions: Sequence[Region] = ({},)) -> Outcome:
@@ -225,9 +234,7 @@ def _algebra(left: Expr, right: Expr) -> bool:
 
 def _exponentials(left: Expr, right: Expr) -> bool:
     """Everything as one rational function of e^{monomial}, each monomial's exponential a symbol of its own."""
-    gap = (
-        (left - right).replace(exp, _exp_of_logs).rewrite([sinh, cosh, tanh], exp).replace(exp, _exp_of_logs)
-    )
+    gap = (left - right).replace(exp, _exp_of_logs).rewrite([sinh, cosh, tanh], exp).replace(exp, _exp_of_logs)
     if gap.has(log, asinh):
         return False
     generators: dict[Expr, Symbol] = {}
@@ -260,16 +267,14 @@ def _exponentiated(left: Expr, right: Expr) -> bool:
 def _inverse_sine(left: Expr, right: Expr) -> bool:
     """c·asinh x = y is x = sinh(y/c), where both sides are free of further asinh."""
     for one, other in ((left, right), (right, left)):
-        found = [node for node in one.atoms(asinh)]
+        found = list(one.atoms(asinh))
         if len(found) != 1 or other.has(asinh):
             continue
         (node,) = found
         factor_of = simplify(one / node)
         if factor_of.has(asinh):
             continue
-        back = (
-            sinh(expand_log(simplify(other / factor_of), force=True)).rewrite(exp).replace(exp, _exp_of_logs)
-        )
+        back = sinh(expand_log(simplify(other / factor_of), force=True)).rewrite(exp).replace(exp, _exp_of_logs)
         if _algebra(node.args[0], back) or _algebra(node.args[0] ** 2, expand(back**2)):
             return True
     return False
@@ -282,8 +287,14 @@ def _full(left: Expr, right: Expr) -> bool:
 
 
 _ATTEMPTS: tuple[Callable[[Expr, Expr], bool], ...] = (
-    _identical, _algebra, _exponentials, _exponentiated, _inverse_sine, _logarithms, _full,
-)  # fmt: skip
+    _identical,
+    _algebra,
+    _exponentials,
+    _exponentiated,
+    _inverse_sine,
+    _logarithms,
+    _full,
+)
 
 
 def _draw_roots(expr: Expr) -> Expr:

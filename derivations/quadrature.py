@@ -7,7 +7,9 @@ tangent of g gives ∫_X^∞ e^{−d} du ≤ e^{−d(X)}·X/(X·ψ(X) − 1); g 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
+from itertools import pairwise
 
 import flint
 from flint import acb, arb
@@ -59,8 +61,8 @@ class HalfIntegral:
             total, start = arb(0), arb(0)
             for function, end in zip(self.pieces, [*ends, None], strict=True):
                 for low, high in _intervals(start, end, last_scale):
-                    total += acb.integral(lambda x, _, f=function: f(x, *point), low, high).real
-                start = end
+                    total += acb.integral(partial(_integrand, function, point), low, high).real
+                start = end if end is not None else start
             return total + tail / 2 + arb(0, tail.abs_upper()) / 2
 
     def _tail(self, unit: arb, point: list[arb]) -> tuple[int, arb]:
@@ -76,6 +78,10 @@ class HalfIntegral:
         return FAR, bound
 
 
+def _integrand(function: Callable[..., acb], point: list[arb], x: acb, _analytic: bool) -> acb:
+    return function(x, *point)
+
+
 def _plain(expr: Expr) -> Expr:
     """A form whose sign SymPy can tell."""
     return lowest_terms(expr) if expr.is_rational_function() else simplify(expr)
@@ -87,4 +93,4 @@ def _intervals(start: arb, end: arb | None, doublings: int) -> list[tuple[arb, a
         return [(start, end)]
     unit = start if start > 0 else arb(1)
     marks = [start, *(unit * arb(2) ** power for power in range(1 if start > 0 else -NEAR, doublings + 1))]
-    return list(zip(marks[:-1], marks[1:], strict=True))
+    return list(pairwise(marks))

@@ -8,6 +8,7 @@ not the two energies, decides the posterior mean. All rules are identities; `pro
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from sympy import (
     Abs,
@@ -47,7 +48,8 @@ from derivations.atoms import (
 )  # fmt: skip
 from derivations.calculus import half_difference, influence, irls_weight, lowest_terms, normalizer
 from derivations.geometry import LOCATION, Reading, m, mu, u, z
-from derivations.kernel import Kernel, KernelError
+from derivations.kernel import Kernel
+from derivations.parameter import KernelError
 
 PREFIXES: dict[Reading, str] = {"locations": "", "directions": "", "energies": "", "labels": "label_"}
 
@@ -79,12 +81,12 @@ def stable_forms(kernel: Kernel) -> dict[str, tuple[tuple[Symbol, ...], Expr]]:
             add("irls_weight", (u,), lambda: stabilize(irls_weight(kernel)))
     for reading in kernel.readings:
         name = activation_name(kernel, reading)
-        add(name, kernel.geometry.arguments, lambda reading=reading: _activation(kernel, reading))
+        add(name, kernel.geometry.arguments, partial(_activation, kernel, reading))
         if len(kernel.geometry.arguments) <= 2 and kernel.geometry.name != "learned":
             add(
                 f"{name}_grad",
                 kernel.geometry.arguments,
-                lambda reading=reading, name=name: _activation_grad(kernel, reading, forms[name][1]),
+                partial(_activation_grad, kernel, reading, forms[name][1]),
             )
     z_theta = normalizer(kernel) if "log_normalizer" not in kernel.stable else None
     if "log_normalizer" in kernel.stable or (
@@ -216,16 +218,12 @@ def _sum_of_squares(total: Expr) -> Expr:
         return norm**2
     positive = [term for term in total.args if _square_root(term) is not None]
     negative = [term for term in total.args if _square_root(-term) is not None]
-    if (
-        not total.has(z, u)
-        or min(len(positive), len(negative)) != 1
-        or len(positive) + len(negative) < len(total.args)
-    ):
+    if not total.has(z, u) or min(len(positive), len(negative)) != 1 or len(positive) + len(negative) < len(total.args):
         return total
     if len(positive) == 1 < len(negative):
         return -_sum_of_squares(-total)
     norm, gone = _norm_of(Add(*positive)), _square_root(-negative[0])
-    return (norm - gone) * (norm + gone)
+    return total if norm is None or gone is None else (norm - gone) * (norm + gone)
 
 
 def _hypot_of(total: Expr) -> Expr | None:
@@ -235,8 +233,9 @@ def _hypot_of(total: Expr) -> Expr | None:
 
 def _norm_of(total: Expr) -> Expr | None:
     """√(Σ squares), constants innermost."""
-    roots = [_square_root(term) for term in Add.make_args(total)]
-    if any(root is None for root in roots):
+    terms = Add.make_args(total)
+    roots = [root for root in map(_square_root, terms) if root is not None]
+    if len(roots) < len(terms):
         return None
     roots.sort(key=lambda root: (root.has(z, u), str(root)))
     norm = roots[0]

@@ -116,9 +116,7 @@ THEOREMS: tuple[Theorem, ...] = (
     ),
     Theorem("theorem.normalization", "Σ r_k = 1", _normalization, "the partition is common to all terms"),
     Theorem("theorem.hessian", "∂²L/∂d_j∂d_l = δ_jl r_j − r_j r_l", _hessian, "quotient rule"),
-    Theorem(
-        "theorem.shift", "r is unchanged when one constant is added to every energy", _shift, "e^{−c} cancels"
-    ),
+    Theorem("theorem.shift", "r is unchanged when one constant is added to every energy", _shift, "e^{−c} cancels"),
     Theorem(
         "theorem.cross_entropy",
         "cross-entropy on logits: ∂L/∂z_j = r_j − 1[j = y]",
@@ -138,9 +136,11 @@ THEOREMS: tuple[Theorem, ...] = (
 def prove_theorems() -> tuple[Step, ...]:
     """Every theorem, and that every atom's recipe equals its definition."""
     return (
-        tuple(_prove(theorem) for theorem in THEOREMS)
-        + (_posterior_mean(), _unequal_weights(), _square_of_a_difference())
-        + _atom_steps()
+        *(_prove(theorem) for theorem in THEOREMS),
+        _posterior_mean(),
+        _unequal_weights(),
+        _square_of_a_difference(),
+        *_atom_steps(),
     )
 
 
@@ -151,9 +151,7 @@ def _prove(theorem: Theorem) -> Step:
     for size in range(1, LARGEST + 1):
         for first, second in {(1, 1), (1, size), (size, (size + 1) // 2)}:
             left, right = theorem.state(_concrete_world(size, first, second))
-            outcome, decided = enclosures_meet(
-                f"{theorem.identifier}.{size}.{first}.{second}", left, right, 12
-            )
+            outcome, decided = enclosures_meet(f"{theorem.identifier}.{size}.{first}.{second}", left, right, 12)
             outcomes.append(outcome)
             points += decided
     enclosure: Outcome = "refuted" if "refuted" in outcomes else "holds" if points >= 100 else "undecided"
@@ -248,11 +246,7 @@ def _square_of_a_difference() -> Step:
     one, other = IndexedBase("y", real=True), IndexedBase("nu", real=True)
     size = Symbol("D", integer=True, positive=True)
     lhs = Sum((one[k] - other[k]) ** 2, (k, 1, size))
-    rhs = (
-        Sum(one[k] ** 2, (k, 1, size))
-        - 2 * Sum(one[k] * other[k], (k, 1, size))
-        + Sum(other[k] ** 2, (k, 1, size))
-    )
+    rhs = Sum(one[k] ** 2, (k, 1, size)) - 2 * Sum(one[k] * other[k], (k, 1, size)) + Sum(other[k] ** 2, (k, 1, size))
     split = Add(*(_factored_sum(term, (k, 1, size)) for term in expand((one[k] - other[k]) ** 2).args))
     points = 0
     outcomes = []
@@ -260,11 +254,7 @@ def _square_of_a_difference() -> Step:
         ys = symbols(f"y1:{dimension + 1}", real=True)
         nus = symbols(f"nu1:{dimension + 1}", real=True)
         left = sum((a - b) ** 2 for a, b in zip(ys, nus, strict=True))
-        right = (
-            sum(a**2 for a in ys)
-            - 2 * sum(a * b for a, b in zip(ys, nus, strict=True))
-            + sum(b**2 for b in nus)
-        )
+        right = sum(a**2 for a in ys) - 2 * sum(a * b for a, b in zip(ys, nus, strict=True)) + sum(b**2 for b in nus)
         outcome, decided = enclosures_meet(f"theorem.square.{dimension}", left, right, 16)
         outcomes.append(outcome)
         points += decided

@@ -35,11 +35,17 @@ def dominated_difference(x: Float[Tensor, "*shape"], y: Float[Tensor, "*shape"])
     return torch.where(overflowed, -y, torch.where(overflowed, 0.0, x) - torch.where(overflowed, 0.0, y))
 
 
-def tanhc(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """tanh(x)/x, and 1 at 0; the gradient at 0 is 0."""
-    at_zero = x == 0
-    # The branch that is not taken divides by 1: 0/0 would put NaN into its gradient.
-    return torch.where(at_zero, 1.0, torch.tanh(x) / torch.where(at_zero, 1.0, x))
+def tanh_ratio(a: Float[Tensor, "*shape"], x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """tanh(a·x)/x, and a at x = 0, where the gradient in x is 0.
+
+    Accurate where a·x is subnormal, and where it overflows.
+    """
+    product = a * x
+    small, zero = product.abs() <= 1, product == 0
+    # A branch that is not taken divides by 1: 0/0 would put NaN into its gradient.
+    near = a * torch.where(zero, 1.0, torch.tanh(product) / torch.where(zero, 1.0, product))
+    far = torch.tanh(product) / torch.where(small, 1.0, x)
+    return torch.where(small, near, far)
 
 
 def scaled_k1(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -53,7 +59,8 @@ class _ScaledK0(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
-        return torch.special.scaled_modified_bessel_k0(x)
+        result: Tensor = torch.special.scaled_modified_bessel_k0(x)
+        return result
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
@@ -67,7 +74,8 @@ class _ScaledK1(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
-        return torch.special.scaled_modified_bessel_k1(x)
+        result: Tensor = torch.special.scaled_modified_bessel_k1(x)
+        return result
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:

@@ -244,16 +244,29 @@ def test_a_formula_becomes_mathml_or_stays_readable() -> None:
     assert "&lt;" in mathml(r"a < b")
 
 
-def test_an_error_plot_shows_what_is_beyond_the_budget_and_survives_infinities() -> None:
+def test_an_error_plot_drops_no_point() -> None:
     z = [0.0, 1.0, 2.0]
-    within = error_plot("k", "float32", {"z": z, "ulp": [0.0, 1.0, 1.5], "budget": [2.0, 2.0, math.inf]})
-    assert "0 of them beyond the budget" in within
-    assert 'class="beyond"' not in within
-    beyond = error_plot("k", "float32", {"z": z, "ulp": [0.0, math.inf, 1.0], "budget": [2.0, 2.0, 2.0]})
-    assert "1 of them beyond the budget" in beyond
-    assert 'class="beyond"' in beyond
-    assert "nan" not in beyond.replace("nan.", "")
+    clean = error_plot("k", "float32", {"z": z, "ulp": [0.0, 1.0, 1.5], "budget": [2.0, 2.0, 2.0]})
+    assert "at 3 inputs: at most 1.5 ulp; 0 are beyond their budget, 0 undecided" in clean
+    assert "beyond" not in re.findall(r'class="(\w+)"', clean)
+    for nothing in (None, math.inf, math.nan):
+        beyond = error_plot("k", "float32", {"z": z, "ulp": [0.0, nothing, 1.0], "budget": [2.0, 2.0, 2.0]})
+        assert "at most ∞ ulp; 1 are beyond their budget, 0 undecided" in beyond
+        open_ones = error_plot("k", "float32", {"z": z, "ulp": [0.0, 1.0, 1.0], "budget": [2.0, 2.0, nothing]})
+        assert "0 are beyond their budget, 1 undecided" in open_ones
+        assert 'class="open"' in open_ones
+        assert not re.search(r'd="[^"]*(nan|inf)', beyond + open_ones)
     assert error_plot("k", "float32", {"z": [], "ulp": [], "budget": []})
+
+
+def test_a_report_of_few_words_is_rendered(report: Report) -> None:
+    short = Report({"profile": "quick", "seed": 0}, report.planned, report.findings)
+    assert "quick profile · seed 0</p>" in render(short)
+
+
+def test_an_operator_is_set_upright() -> None:
+    assert "<mtext>log1p_square</mtext>" in mathml(r"\operatorname{log1p\_square}\left(x\right)")
+    assert "<mtext>sech²</mtext>" in mathml(r"\operatorname{sech^{2}}\left(x\right)")
 
 
 @pytest.mark.parametrize(

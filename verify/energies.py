@@ -49,9 +49,12 @@ def explore_rows(strategy: st.SearchStrategy[Rows], visit: Callable[[Rows], None
 
     @seed(number)
     @settings(
-        max_examples=examples, phases=(Phase.generate,), database=None, deadline=None,
+        max_examples=examples,
+        phases=(Phase.generate,),
+        database=None,
+        deadline=None,
         suppress_health_check=list(HealthCheck),
-    )  # fmt: skip
+    )
     @given(strategy)
     def every(batch: Rows) -> None:
         visit(batch)
@@ -82,7 +85,11 @@ def _fill(
 def _of_kernel(
     rng: np.random.Generator, subject: Subject, fmt: Format, shape: tuple[int, int], spread: float
 ) -> NDArray[Any]:
-    parameters = [torch.tensor(float(symbol.default), dtype=fmt.torch_dtype) for symbol in subject.arguments("energy") if isinstance(symbol, Parameter)]
+    parameters = [
+        torch.tensor(float(symbol.default), dtype=fmt.torch_dtype)
+        for symbol in subject.arguments("energy")
+        if isinstance(symbol, Parameter)
+    ]
     z = torch.from_numpy((spread * rng.standard_normal((shape[0], 1))).astype(fmt.numpy_dtype))
     mu = torch.from_numpy((spread * rng.standard_normal((1, shape[1]))).astype(fmt.numpy_dtype))
     energies = subject.implementation("energy")(z, mu, *parameters).numpy()

@@ -66,9 +66,18 @@ class Finding:
         return asdict(self.cell) | {
             key: getattr(self, key)
             for key in (
-                "status", "basis", "cases", "measured", "budget", "largest", "unit", "worst", "reason", "reproduce",
+                "status",
+                "basis",
+                "cases",
+                "measured",
+                "budget",
+                "largest",
+                "unit",
+                "worst",
+                "reason",
+                "reproduce",
             )
-        }  # fmt: skip
+        }
 
     @staticmethod
     def from_dict(row: Mapping[str, Any]) -> Finding:

@@ -14,7 +14,6 @@ from verify.finding import Cell, Finding, Status
 from verify.formats import Format
 from verify.oracle import Enclosures, Long
 
-
 RESOLUTION = 2.0**-10  # ulps; enclosures are narrower than that
 
 
@@ -37,23 +36,41 @@ class Tally:
     worst: Mapping[str, str] | None = None
     open_at: Mapping[str, str] | None = None
     unspecified: int = 0
+    unspecified_because: str = "intermediate results of autograd overflow"
 
     def judge_specified(
-        self, columns: Mapping[str, NDArray[Any]], got: NDArray[Any], truth: Enclosures, low: Long, high: Long,
+        self,
+        columns: Mapping[str, NDArray[Any]],
+        got: NDArray[Any],
+        truth: Enclosures,
+        low: Long,
+        high: Long,
         may_be_hull: bool,
     ) -> None:
-        """Judges the points for which correct code has a result; where it may return anything, there is nothing to judge.
+        """Judges the points for which correct code has a result.
 
-        Autograd multiplies local derivatives: once one of them has overflowed and another is 0, NaN is what correct autograd
-        returns. Such points are counted in `unspecified` and in no verdict.
+        Autograd multiplies local derivatives: once one of them has overflowed and another is 0, NaN is what correct
+        autograd returns. Such points are counted in `unspecified` and in no verdict.
         """
         keep = ~(np.isnan(low) | np.isnan(high))
         self.unspecified += int((~keep).sum())
         kept = Enclosures(truth.mid[keep], truth.tail[keep], truth.radius[keep], truth.settled[keep])
-        self.judge({name: column[keep] for name, column in columns.items()}, got[keep], kept, low[keep], high[keep], may_be_hull)
+        self.judge(
+            {name: column[keep] for name, column in columns.items()},
+            got[keep],
+            kept,
+            low[keep],
+            high[keep],
+            may_be_hull,
+        )
 
     def judge(
-        self, columns: Mapping[str, NDArray[Any]], got: NDArray[Any], truth: Enclosures, low: Long, high: Long,
+        self,
+        columns: Mapping[str, NDArray[Any]],
+        got: NDArray[Any],
+        truth: Enclosures,
+        low: Long,
+        high: Long,
         may_be_hull: bool = False,
     ) -> None:
         """Judges one result per point, `low` and `high` being the ends of what correct code may return."""
@@ -63,7 +80,12 @@ class Tally:
         self.judge_errors(columns, error, budget, truth, may_be_hull)
 
     def judge_errors(
-        self, columns: Mapping[str, NDArray[Any]], error: Long, budget: Long, truth: Enclosures, may_be_hull: bool = False
+        self,
+        columns: Mapping[str, NDArray[Any]],
+        error: Long,
+        budget: Long,
+        truth: Enclosures,
+        may_be_hull: bool = False,
     ) -> None:
         """Judges errors against budgets, both in ulps, one per point."""
         defined = ~np.isnan(truth.mid)
@@ -105,7 +127,7 @@ class Tally:
         if reason and note:
             reason = f"{reason}; {note}"
         if self.unspecified:
-            unjudged = f"{self.unspecified} further points not judged: intermediate results of autograd overflow"
+            unjudged = f"{self.unspecified} further points not judged: {self.unspecified_because}"
             reason = f"{reason}; {unjudged}" if reason else unjudged
         return Finding(
             cell=cell,

@@ -1,8 +1,8 @@
 """The mixed budget: what an accurate implementation may err that rounds in another order than the generated one.
 
-It grants `ULPS` ulps of perturbation in each argument, what those move the true result by, `ULPS` ulps in the result (mixed
-forward-backward stability, Higham 2002, section 1.5), and the smallest normal number for underflow, which may flush to zero. A correct rewriting passes; an expression that cancels
-more than its problem demands does not.
+It grants `ULPS` ulps of perturbation in each argument, what those move the true result by, `ULPS` ulps in the result
+(mixed forward-backward stability, Higham 2002, section 1.5), and the smallest normal number for underflow, which may
+flush to zero. A correct rewriting passes; an expression that cancels more than its problem demands does not.
 """
 
 from __future__ import annotations

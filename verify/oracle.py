@@ -122,7 +122,8 @@ def pack(values: Sequence[tuple[arb, bool]], shape: tuple[int, ...]) -> Enclosur
     parts = [_split(value) for value, _ in values]
     columns = list(zip(*parts, strict=True)) if parts else [()] * 6
     mid, tail, radius = (
-        _scaled(np.array(columns[2 * i], np.int64), np.array(columns[2 * i + 1], np.int64)).reshape(shape) for i in range(3)
+        _scaled(np.array(columns[2 * i], np.int64), np.array(columns[2 * i + 1], np.int64)).reshape(shape)
+        for i in range(3)
     )
     settled = np.array([flag for _, flag in values], np.bool_).reshape(shape)
     undefined = np.array([not value.is_finite() for value, _ in values], np.bool_).reshape(shape)
@@ -139,7 +140,14 @@ def _split(value: arb) -> tuple[int, int, int, int, int, int]:
     rest = digits - (lead << shift)
     lower = max(0, rest.bit_length() - _WORD)
     radius, radius_exponent = (int(part) for part in value.rad().man_exp())
-    return lead, _clamped(exponent + shift), rest >> lower, _clamped(exponent + lower), radius, _clamped(radius_exponent)
+    return (
+        lead,
+        _clamped(exponent + shift),
+        rest >> lower,
+        _clamped(exponent + lower),
+        radius,
+        _clamped(radius_exponent),
+    )
 
 
 def _clamped(exponent: int) -> int:
@@ -150,5 +158,3 @@ def _scaled(digits: NDArray[np.int64], exponent: NDArray[np.int64]) -> Long:
     with np.errstate(over="ignore", under="ignore"):
         scaled: Long = np.ldexp(digits.astype(np.longdouble), exponent.astype(np.intc))
     return scaled
-
-

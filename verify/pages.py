@@ -41,7 +41,11 @@ def page(spec: str, settings: Settings) -> Mapping[str, Any]:
             for symbol in kernel.parameters
         ],
         "facts": [
-            {"statement_latex": f"{_words(step.title)}: {step_latex(step)}", "source": step.rule, "verdict": step.verdict}
+            {
+                "statement_latex": f"{_words(step.title)}: {step_latex(step)}",
+                "source": step.rule,
+                "verdict": step.verdict,
+            }
             for step in subject.derivation.steps
             if step.identifier.startswith("fact.")
         ],
@@ -98,7 +102,11 @@ def _activation(subject: Subject) -> dict[str, Any]:
     curves = {}
     for name in (name for name in subject.forms if name.endswith("activation")):
         for m in HALF_WIDTHS:
-            given = {"z": points} | _defaults(subject, name, torch.float64, CURVE_POINTS) | {"m": torch.full_like(points, m)}
+            given = (
+                {"z": points}
+                | _defaults(subject, name, torch.float64, CURVE_POINTS)
+                | {"m": torch.full_like(points, m)}
+            )
             label = f"m = {m:g}" if name == "activation" else f"labels, m = {m:g}"
             curves[label] = subject.implementation(name)(*(given[s.name] for s in subject.arguments(name))).tolist()
     return {"z": points.tolist(), "curves": curves}
@@ -124,4 +132,3 @@ def _errors(subject: Subject, dtype: str, settings: Settings) -> dict[str, Any]:
 def _plain(values: NDArray[Any]) -> list[float | None]:
     """JSON has no NaN and no infinity."""
     return [float(value) if np.isfinite(value) else None for value in values]
-

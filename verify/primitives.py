@@ -312,8 +312,13 @@ _ROWS = (
     _pair("mul", torch.mul, lambda x, y: arb(x) * arb(y), np.multiply),
     _pair("div", torch.div, lambda x, y: arb(x) / arb(y), np.divide),
     Operation(
-        "hypot", torch.hypot, lambda x, y: (arb(x) ** 2 + arb(y) ** 2).sqrt(), np.hypot,
-        arguments=2, range=_NONNEGATIVE, layouts=BINARY_LAYOUTS,
+        "hypot",
+        torch.hypot,
+        lambda x, y: (arb(x) ** 2 + arb(y) ** 2).sqrt(),
+        np.hypot,
+        arguments=2,
+        range=_NONNEGATIVE,
+        layouts=BINARY_LAYOUTS,
     ),
     Operation("reciprocal", torch.reciprocal, lambda x: 1 / arb(x), np.reciprocal),
     Operation("sqrt", torch.sqrt, lambda x: arb(x).sqrt(), np.sqrt, range=_NONNEGATIVE),
@@ -326,21 +331,33 @@ _ROWS = (
     Operation("asinh", torch.asinh, lambda x: arb(x).asinh(), np.arcsinh),
     Operation("cosh", torch.cosh, lambda x: _clamped(x).cosh(), np.cosh, range=(1.0, math.inf)),
     Operation(
-        "sigmoid", torch.sigmoid, lambda x: 1 / (1 + _clamped(-x).exp()), lambda x: (1 + np.tanh(x)) / 2,
+        "sigmoid",
+        torch.sigmoid,
+        lambda x: 1 / (1 + _clamped(-x).exp()),
+        lambda x: (1 + np.tanh(x)) / 2,
         range=(0.0, 1.0),
     ),
     Operation("erf", torch.erf, lambda x: arb(x).erf(), math.erf, range=(-1.0, 1.0)),
     # Near its zeros, x = 1 and 2, no implementation is accurate relative to lgamma(x) itself.
     Operation("lgamma", torch.lgamma, lambda x: arb(x).lgamma(), math.lgamma, domain="positive", floor=1.0),
     Operation(
-        "scaled_k1", torch.special.scaled_modified_bessel_k1, lambda x: arb(x).bessel_k(1, scaled=True),
-        lambda x: 1 / x, domain="positive", range=_NONNEGATIVE,
+        "scaled_k1",
+        torch.special.scaled_modified_bessel_k1,
+        lambda x: arb(x).bessel_k(1, scaled=True),
+        lambda x: 1 / x,
+        domain="positive",
+        range=_NONNEGATIVE,
     ),
     Operation(
-        "softmax_exp", torch.softmax, lambda x: 1 / (1 + _clamped(x).exp()), lambda x: np.exp(-x),
-        domain="nonnegative", range=(0.0, 1.0), layouts=SOFTMAX_LAYOUTS,
+        "softmax_exp",
+        torch.softmax,
+        lambda x: 1 / (1 + _clamped(x).exp()),
+        lambda x: np.exp(-x),
+        domain="nonnegative",
+        range=(0.0, 1.0),
+        layouts=SOFTMAX_LAYOUTS,
     ),
-)  # fmt: skip
+)
 OPERATIONS: dict[str, Operation] = {row.name: row for row in _ROWS}
 
 
@@ -662,13 +679,26 @@ def _hard_points(fmt: Format, rng: np.random.Generator) -> Floats:
     bits = fmt.precision * np.log(two)
     anchors = np.array(
         [
-            one / 2, np.sqrt(one / 2), np.log(two), one, np.sqrt(two), two,
-            bits, bits / 2, np.sqrt(bits),  # where 1 ± exp(−x), 1 − exp(−2x) and 1 − exp(−x²) become 1
-            np.log(fmt.max), np.log(fmt.max) + np.log(two),  # exp, and cosh, overflow
-            -np.log(fmt.min_normal), -np.log(fmt.min_subnormal), np.log(two) - np.log(fmt.min_subnormal),
-            fmt.min_normal, fmt.min_normal / 4, fmt.max / np.log(fmt.max), fmt.max,
+            one / 2,
+            np.sqrt(one / 2),
+            np.log(two),
+            one,
+            np.sqrt(two),
+            two,
+            bits,
+            bits / 2,
+            np.sqrt(bits),  # where 1 ± exp(−x), 1 − exp(−2x) and 1 − exp(−x²) become 1
+            np.log(fmt.max),
+            np.log(fmt.max) + np.log(two),  # exp, and cosh, overflow
+            -np.log(fmt.min_normal),
+            -np.log(fmt.min_subnormal),
+            np.log(two) - np.log(fmt.min_subnormal),
+            fmt.min_normal,
+            fmt.min_normal / 4,
+            fmt.max / np.log(fmt.max),
+            fmt.max,
         ]
-    )  # fmt: skip
+    )
     closeness = np.exp2(-np.arange(fmt.precision + 1, dtype=np.longdouble))
     offset = np.concatenate((-closeness, closeness)) * rng.uniform(0.5, 1, (anchors.size, 2 * closeness.size))
     special = np.array([0, np.inf, np.nan, fmt.max], np.longdouble)

@@ -15,7 +15,7 @@ from flint import arb
 
 from verify.formats import Format
 from verify.oracle import GUARD_BITS, MOST_BITS, Enclosures, Long, pack
-from verify.rounded import Arithmetic, Rounded
+from verify.rounded import Rounded
 
 
 def sum_in_any_order(terms: Rounded, axis: int = -1) -> Rounded:
@@ -27,7 +27,9 @@ def sum_in_any_order(terms: Rounded, axis: int = -1) -> Rounded:
     low, high = terms.low.sum(axis) - size, terms.high.sum(axis) + size
     low = np.where((terms.low >= 0).all(axis), np.maximum(low, 0), low)
     over = terms.arithmetic.fmt.overflow
-    return Rounded(terms.arithmetic, np.where(low >= over, terms.arithmetic.fmt.max, low), np.where(high >= over, np.inf, high))
+    return Rounded(
+        terms.arithmetic, np.where(low >= over, terms.arithmetic.fmt.max, low), np.where(high >= over, np.inf, high)
+    )
 
 
 def responsibilities_budget(energies: Rounded) -> Rounded:
@@ -64,7 +66,11 @@ def _gap(energies: Rounded) -> Rounded:
     """d_min − d, rounded once; exactly 0 for the smallest, never positive."""
     least = smallest(energies)
     low, high = least.low[..., None] - energies.high, np.minimum(least.high[..., None] - energies.low, 0)
-    tied = (energies.low == energies.high) & (energies.low == least.low[..., None]) & (energies.high == least.high[..., None])
+    tied = (
+        (energies.low == energies.high)
+        & (energies.low == least.low[..., None])
+        & (energies.high == least.high[..., None])
+    )
     low, high = energies.arithmetic.widen("sub", np.where(tied, 0, low), np.where(tied, 0, high))
     return Rounded(energies.arithmetic, np.where(tied, 0, low), np.where(tied, 0, np.minimum(high, 0)))
 

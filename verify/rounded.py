@@ -5,8 +5,8 @@ widened by what the primitive was measured to err (`primitives.py`). The interva
 that correct code can return on that input. The code is the generated function itself: only its name
 `torch` is bound to `namespace(...)`. Intervals know ∞, so overflow needs no special case; NaN marks "anything".
 
-Long double carries 11 bits more than float64. Its own rounding is covered by `MARGIN`, and the whole is audited
-against Arb balls (check `budget.audit`). Source: Moore, Kearfott and Cloud (2009), chapters 2 and 3.
+Long double carries 11 bits more than float64. Its own rounding is covered by `MARGIN`, which is audited against Arb
+(check `budget.audit`). Source: Moore, Kearfott and Cloud (2009), chapters 2 and 3.
 
 The same intervals run backwards: `gradients` repeats autograd's own formulas, in autograd's order.
 """
@@ -27,15 +27,21 @@ from verify.formats import Format
 from verify.primitives import Table
 
 Long = NDArray[np.longdouble]
-# What long double arithmetic and its libm may err, relative: 8 units of 2⁻⁶⁴, audited against Arb.
+# What long double arithmetic and its libm may err, relative: 8 units of 2⁻⁶⁴; check `budget.audit` compares it with Arb.
 MARGIN = np.ldexp(np.longdouble(1), -61)
 # Correctly rounded by IEEE 754: at most half an ulp. A sample sees a little less than that; were it to see more, the
 # measured value would stand.
 IEEE = frozenset({"add", "sub", "mul", "div", "sqrt"})
 RANGES: dict[str, tuple[float, float]] = {
-    "tanh": (-1.0, 1.0), "sigmoid": (0.0, 1.0), "erf": (-1.0, 1.0), "cosh": (1.0, np.inf), "exp": (0.0, np.inf),
-    "sqrt": (0.0, np.inf), "hypot": (0.0, np.inf), "scaled_k1": (0.0, np.inf),
-}  # fmt: skip
+    "tanh": (-1.0, 1.0),
+    "sigmoid": (0.0, 1.0),
+    "erf": (-1.0, 1.0),
+    "cosh": (1.0, np.inf),
+    "exp": (0.0, np.inf),
+    "sqrt": (0.0, np.inf),
+    "hypot": (0.0, np.inf),
+    "scaled_k1": (0.0, np.inf),
+}
 
 
 @dataclass(frozen=True)
@@ -196,7 +202,7 @@ class Rounded:
         return np.isinf(self.low) | np.isinf(self.high)
 
     def _reaches(self, infinity: float) -> NDArray[np.bool_]:
-        return (self.low == infinity) | (self.high == infinity)
+        return np.asarray((self.low == infinity) | (self.high == infinity))
 
     def _lift(self, value: Any) -> Rounded:
         return value if isinstance(value, Rounded) else self.arithmetic.constant(value)
@@ -291,7 +297,7 @@ class _Torch:
 
     @staticmethod
     def sigmoid(x: Rounded) -> Rounded:
-        return x.rising("sigmoid", lambda v: 1 / (1 + np.exp(-v)), lambda y: (1.0 - y) * y)
+        return x.rising("sigmoid", _logistic, lambda y: (1.0 - y) * y)
 
     @staticmethod
     def hypot(x: Rounded, y: Rounded) -> Rounded:
@@ -341,9 +347,12 @@ class _Torch:
         return x.arithmetic.constant(value)
 
     @staticmethod
-    def broadcast_tensors(x: Rounded, *others: Rounded) -> list[Rounded]:
-        shape = np.broadcast_shapes(x.low.shape, *(other.low.shape for other in others))
-        return [x._exact(np.broadcast_to(x.low, shape), np.broadcast_to(x.high, shape), (x, _same))]
+    def zeros_like(x: Rounded) -> Rounded:
+        return x._exact(np.zeros_like(x.low), np.zeros_like(x.low))
+
+
+def _logistic(x: Long) -> Long:
+    return np.asarray(1 / (1 + np.exp(-x)), np.longdouble)
 
 
 def _square(x: Rounded) -> Rounded:
@@ -368,7 +377,9 @@ def _by_arb(function: Callable[[arb], arb], x: Rounded) -> tuple[Long, Long]:
             arb(float(np.nextafter(end, np.inf) if end < x.high[index] else end))
         )
         value = function(ball)
-        low[index], high[index] = (np.longdouble(str(side.str(25, radius=False))) for side in (value.lower(), value.upper()))
+        low[index], high[index] = (
+            np.longdouble(str(side.str(25, radius=False))) for side in (value.lower(), value.upper())
+        )
     return low, high
 
 
@@ -394,8 +405,17 @@ def _dominated_difference(x: Rounded, y: Rounded) -> Rounded:
     high = np.where(certain, -np.inf, result.high)
     inside = Truth(~possible, certain)
     return x._exact(
-        low, high, (x, lambda g: _Torch.where(inside, g, 0.0)), (y, lambda g: -g),
-    )  # fmt: skip
+        low,
+        high,
+        (x, lambda g: _Torch.where(inside, g, 0.0)),
+        (y, lambda g: -g),
+    )
+
+
+def _tanh_ratio(a: Rounded, x: Rounded) -> Rounded:
+    product = a * x
+    small = _Torch.abs(product) <= 1.0
+    return _Torch.where(small, a * _tanhc(product), _Torch.tanh(product) / _Torch.where(small, 1.0, x))
 
 
 def _tanhc(x: Rounded) -> Rounded:
@@ -422,8 +442,13 @@ def _scaled_k1(x: Rounded) -> Rounded:
 def run(function: Callable[..., Any], arguments: Sequence[Rounded]) -> Rounded:
     """Runs a generated function on intervals: the same code object, other numbers."""
     names = {
-        "torch": _Torch, "saturated": _saturated, "bounded": _bounded, "tanhc": _tanhc, "dominated_difference": _dominated_difference, "scaled_k1": _scaled_k1,
-    }  # fmt: skip
+        "torch": _Torch,
+        "saturated": _saturated,
+        "bounded": _bounded,
+        "tanh_ratio": _tanh_ratio,
+        "dominated_difference": _dominated_difference,
+        "scaled_k1": _scaled_k1,
+    }
     rebound = types.FunctionType(function.__code__, names, function.__name__)
     with np.errstate(all="ignore"):
         result: Rounded = rebound(*arguments)

@@ -93,10 +93,11 @@ def _columns(
     rng: np.random.Generator, symbols: Sequence[Symbol], fmt: Format, size: int, regime: str, scale: int, shared: bool
 ) -> dict[str, NDArray[Any]]:
     columns = {
-        symbol.name: _parameter(rng, symbol, size, regime, shared) if isinstance(symbol, Parameter)
+        symbol.name: _parameter(rng, symbol, size, regime, shared)
+        if isinstance(symbol, Parameter)
         else _coordinate(rng, symbol, fmt, size, regime, scale)
         for symbol in symbols
-    }  # fmt: skip
+    }
     parameters = [symbol.name for symbol in symbols if isinstance(symbol, Parameter)]
     if regime == "knife_edge":
         for symbol in symbols:
@@ -105,7 +106,9 @@ def _columns(
     return {name: column.astype(fmt.numpy_dtype) for name, column in columns.items()}
 
 
-def _parameter(rng: np.random.Generator, symbol: Parameter, size: int, regime: str, shared: bool) -> NDArray[np.float64]:
+def _parameter(
+    rng: np.random.Generator, symbol: Parameter, size: int, regime: str, shared: bool
+) -> NDArray[np.float64]:
     """Log-uniform over a positive span, uniform over another; one value for all points where `shared`."""
     low, high = symbol.span
     count = 1 if shared else size
@@ -115,7 +118,7 @@ def _parameter(rng: np.random.Generator, symbol: Parameter, size: int, regime: s
         drawn = rng.uniform(low, high, count)
     if regime == "special":
         drawn = rng.choice([low, high, symbol.default, np.sqrt(abs(low * high))], count)
-    return np.clip(np.broadcast_to(drawn, size), np.nextafter(low, high), np.nextafter(high, low))
+    return np.asarray(np.clip(np.broadcast_to(drawn, size), np.nextafter(low, high), np.nextafter(high, low)))
 
 
 def _coordinate(
@@ -125,7 +128,9 @@ def _coordinate(
     # Up to a quarter of the range: z − μ, z ± m and norms of them must be numbers of the format.
     biggest = float(np.log2(fmt.max)) - 2
     if symbol.name == "cosine":
-        return np.clip(rng.uniform(-1, 1, size) if regime != "extreme" else sign * (1 - np.exp2(rng.uniform(-60, 0, size))), -1, 1)
+        return np.clip(
+            rng.uniform(-1, 1, size) if regime != "extreme" else sign * (1 - np.exp2(rng.uniform(-60, 0, size))), -1, 1
+        )
     if symbol.name == "n_features":
         return rng.integers(1, 4096, size).astype(np.float64)
     if symbol.name == "square":
@@ -133,11 +138,22 @@ def _coordinate(
     if regime == "everywhere":
         # Every exponent is equally likely, the subnormal ones too.
         lowest = float(np.log2(fmt.min_subnormal))
-        return sign * np.exp2(rng.uniform(lowest, biggest, size))
+        return np.asarray(sign * np.exp2(rng.uniform(lowest, biggest, size)))
     if regime == "extreme":
-        return sign * np.exp2(rng.choice([rng.uniform(biggest - 4, biggest, size), rng.uniform(-biggest, -biggest + 8, size)]))
+        exponents = rng.choice([rng.uniform(biggest - 4, biggest, size), rng.uniform(-biggest, -biggest + 8, size)])
+        return np.asarray(sign * np.exp2(exponents))
     if regime == "special":
-        special = [0.0, float(fmt.min_subnormal), float(fmt.min_normal), 1.0, 0.5, float(fmt.max) / 4, float(4 / fmt.max), 88.0, 709.0]
+        special = [
+            0.0,
+            float(fmt.min_subnormal),
+            float(fmt.min_normal),
+            1.0,
+            0.5,
+            float(fmt.max) / 4,
+            float(4 / fmt.max),
+            88.0,
+            709.0,
+        ]
         return sign * rng.choice(special, size)
     return sign * np.abs(rng.standard_normal(size)) * 2.0**scale
 

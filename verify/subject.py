@@ -113,8 +113,18 @@ def load_subject(spec: str) -> Subject:
     _require_finite_energy(spec, kernel)
     if spec in kernel_names():
         return Subject(spec, kernel, implicit_em.kernel(spec))
-    code = implicit_em.from_source(module_source(kernel, kernel.name), kernel.name)
+    code = _in_memory(kernel)
     return Subject(spec, kernel, code, _handwritten(spec, code, getattr(module, "IMPLEMENTATION", {})))
+
+
+def subject_of(kernel: Kernel) -> Subject:
+    """The subject of a kernel that was made in Python, with code generated in memory."""
+    _require_finite_energy(kernel.name, kernel)
+    return Subject(kernel.name, kernel, _in_memory(kernel))
+
+
+def _in_memory(kernel: Kernel) -> implicit_em.Kernel:
+    return implicit_em.from_source(module_source(kernel, kernel.name), kernel.name)
 
 
 def _handwritten(spec: str, code: implicit_em.Kernel, given: Any) -> Mapping[str, Callable[..., Tensor]]:
@@ -136,5 +146,9 @@ def _require_finite_energy(spec: str, kernel: Kernel) -> None:
         with flint.ctx.workprec(256):
             value = energy(*map(exact, point))
         if not value.is_finite():
-            place = ", ".join(f"{symbol} = {coordinate}" for symbol, coordinate in zip(kernel.symbols, point, strict=True))
-            raise KernelError(f"{spec}: energy of {kernel.name} at {place} is NaN or infinite: expected a finite real number")
+            place = ", ".join(
+                f"{symbol} = {coordinate}" for symbol, coordinate in zip(kernel.symbols, point, strict=True)
+            )
+            raise KernelError(
+                f"{spec}: energy of {kernel.name} at {place} is NaN or infinite: expected a finite real number"
+            )

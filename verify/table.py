@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from rich.console import RenderableType
@@ -66,6 +66,7 @@ def _kernels(report: Report) -> Table:
         Column("error/\nbudget", justify="right", vertical="bottom"),
         box=None,
         padding=(0, 1, 0, 0),
+        pad_edge=False,
         header_style="dim",
     )
     for name, findings in grouped(report.findings, lambda finding: finding.cell.kernel).items():
@@ -91,10 +92,10 @@ class _Counted:
 
 _COLUMNS = (
     _Counted("proved", "passed", "proved"),
-    _Counted("exhaus-\ntive", "passed", "exhaustive", always=False),
+    _Counted("exhau-\nstive", "passed", "exhaustive", always=False),
     _Counted("sampled", "passed", "sampled"),
     _Counted("failed", "failed"),
-    _Counted("expected\nfailure", "expected_failure", always=False),
+    _Counted("expec-\nted", "expected_failure", always=False),
     _Counted("unde-\ncided", "undecided"),
     _Counted("not\nrun", "not_run"),
 )
@@ -193,12 +194,13 @@ def _rests_on(report: Report) -> Text:
 
 
 def _run(report: Report) -> Text:
-    about = report.environment
-    said: Iterable[str] = (
-        f"{about['profile']} profile",
-        f"seed {about['seed']}",
-        f"{amount(report.summary['cases'])} cases",
-        duration(about["seconds"]),
-        plural(about["jobs"], "job"),
-    )
-    return Text("  " + " · ".join(said), style="dim")
+    """How hard it tried; what a report does not say of itself is left out."""
+    about, cases = report.environment, f"{amount(report.summary['cases'])} cases"
+    said = [
+        f"{about['profile']} profile" if "profile" in about else "",
+        f"seed {about['seed']}" if "seed" in about else "",
+        cases,
+        duration(about["seconds"]) if "seconds" in about else "",
+        plural(about["jobs"], "job") if "jobs" in about else "",
+    ]
+    return Text("  " + " · ".join(filter(None, said)), style="dim")

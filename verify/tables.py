@@ -25,8 +25,10 @@ class Problem:
 
 @lru_cache(maxsize=16)
 def problem(table: str, scaling: str) -> Problem:
-    """One of `TABLES` in one of `SCALINGS`. A feature that is constant keeps its value; Σ is made regular by 10⁻³ of its mean
-    variance, as digits has constant features."""
+    """One of `TABLES` in one of `SCALINGS`.
+
+    A constant feature stays constant; Σ is made regular by 10⁻³ of its mean variance, as digits has such features.
+    """
     data = getattr(datasets, f"load_{table}")()
     x, labels = np.asarray(data.data, np.float64), np.asarray(data.target)
     if scaling == "standardised":

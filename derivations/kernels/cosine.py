@@ -24,6 +24,6 @@ KERNEL = Kernel(
         ),
     ),
     seed="1 − xᵀμ/(‖x‖‖μ‖), without a temperature",
-    notes="A zero vector has no direction: its cosine is taken to be 0, with gradient 0. The normaliser on the sphere is that"
-    " of von Mises and Fisher; it needs a Bessel function of order D/2 − 1, which torch does not have.",
+    notes="A zero vector has no direction: its cosine is taken to be 0, with gradient 0. The normaliser on the sphere"
+    " is that of von Mises and Fisher; it needs a Bessel function of order D/2 − 1, which torch does not have.",
 )

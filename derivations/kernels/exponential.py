@@ -43,5 +43,6 @@ KERNEL = Kernel(
         Fact("normalizer", {alpha: 1}, 2 * expint(1, 1), "DLMF 6.2.1: E₁(x) = ∫ e^{−t}/t dt from x"),
     ),
     seed="e^{α|z|}: without μ",
-    notes="Overflows where e^{α|u|} does: α|u| > 88.7 in float32, 709.7 in float64. Reweighting can cycle; the energy is convex.",
+    notes="Overflows where e^{α|u|} does: α|u| > 88.7 in float32, 709.7 in float64."
+    " Reweighting can cycle; the energy is convex.",
 )

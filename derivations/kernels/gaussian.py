@@ -18,9 +18,7 @@ KERNEL = Kernel(
     stable={"activation": tanh(product(saturated(z / sigma), m / sigma), evaluate=False)},
     facts=(
         Fact("normalizer", {sigma: 1}, sqrt(2 * pi), "DLMF 7.2.1: the Gaussian integral"),
-        Fact(
-            "energy", {u: 3, sigma: 2}, Rational(9, 8), "half the squared number of standard deviations, 3/2"
-        ),
+        Fact("energy", {u: 3, sigma: 2}, Rational(9, 8), "half the squared number of standard deviations, 3/2"),
         Fact(
             "slope",
             {m: 2, sigma: 3},

@@ -2,7 +2,7 @@
 
 from sympy import Abs, exp, log, tanh
 
-from derivations.atoms import log1p, logcosh, sech2, softplus, tanhc
+from derivations.atoms import log1p, logcosh, sech2, softplus, tanh_ratio
 from derivations.geometry import m, u, z
 from derivations.kernel import Fact, Kernel
 from derivations.parameter import Parameter
@@ -20,7 +20,7 @@ KERNEL = Kernel(
     stable={
         "energy": alpha * Abs(u) + 2 * log1p(exp(-alpha * Abs(u))),
         "influence": alpha * tanh(alpha * u / 2),
-        "irls_weight": alpha**2 * tanhc(alpha * u / 2) / 2,
+        "irls_weight": alpha * tanh_ratio(alpha / 2, u),
         "activation": tanh(alpha * z) * tanh(alpha * m) / (1 + overlap),
         "activation_grad": alpha * tanh(alpha * m) * (overlap + sech2(alpha * z)) / (1 + overlap) ** 2,
         "log_normalizer": -log(alpha),

@@ -18,9 +18,7 @@ y = Abs(z)
 far, near = hypot(delta, y + m), hypot(delta, y - m)
 sine_far, sine_near = ratio(y + m, far), ratio(y - m, near)
 inside = sine_far - sine_near
-beyond = (
-    4 * ratio(delta, far) * ratio(delta, near) * ratio(m, near) * ratio(y, far) / (sine_far + Abs(sine_near))
-)
+beyond = 4 * ratio(delta, far) * ratio(delta, near) * ratio(m, near) * ratio(y, far) / (sine_far + Abs(sine_near))
 t = Symbol("t", positive=True)
 
 KERNEL = Kernel(

@@ -21,7 +21,8 @@ KERNEL = Kernel(
     },
     normalizer_map=(sigma * sqrt(nu) * sqrt(t), 0, oo),
     expected_failures={
-        "stable_form/log_normalizer": "lgamma(ν/2) − lgamma((ν + 1)/2) cancels for large ν, and torch has no log-beta function",
+        "stable_form/log_normalizer": "lgamma(ν/2) − lgamma((ν + 1)/2) cancels for large ν,"
+        " and torch has no log-beta function",
     },
     facts=(
         Fact("normalizer", {nu: 1, sigma: 2}, 2 * pi, "one degree of freedom is the Cauchy law"),

@@ -7,7 +7,7 @@ SPEC = "b7755f51f059144f3119a1b026747806f703b58572f68ff3ed228390f6953379"
 NAME = "cosine"
 GEOMETRY = "direction"
 EVEN = False
-PARAMETERS = {
+PARAMETERS: dict[str, dict[str, float | bool | str]] = {
     "temperature": {"default": 1.0, "lower": float("0.0"), "upper": float("inf"), "lower_open": True, "doc": "dimensionless; the seed has 1"},
 }
 FUNCTIONS = {

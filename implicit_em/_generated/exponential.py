@@ -9,7 +9,7 @@ SPEC = "9e991beba7ea3dfb899d41deca8e9641f29ccdd1e76d3e3542f670a91eb95d3e"
 NAME = "exponential"
 GEOMETRY = "location"
 EVEN = True
-PARAMETERS = {
+PARAMETERS: dict[str, dict[str, float | bool | str]] = {
     "alpha": {"default": 1.0, "lower": float("0.0"), "upper": float("inf"), "lower_open": True, "doc": "rate, inverse unit of z"},
 }
 FUNCTIONS = {

@@ -9,7 +9,7 @@ SPEC = "c4f5712260fcb8b84dac94fbbe8b1d1d9c1fa95b5d03afb9b5767f8112323afb"
 NAME = "gaussian"
 GEOMETRY = "location"
 EVEN = True
-PARAMETERS = {
+PARAMETERS: dict[str, dict[str, float | bool | str]] = {
     "sigma": {"default": 1.0, "lower": float("0.0"), "upper": float("inf"), "lower_open": True, "doc": "standard deviation, unit of z"},
 }
 FUNCTIONS = {
@@ -42,7 +42,7 @@ def irls_weight(u: Tensor, sigma: Tensor) -> Tensor:
     """sigma**(-2)"""
     t0 = sigma * sigma
     t1 = 1.0 / t0
-    return torch.broadcast_tensors(t1, u)[0]
+    return t1 + torch.zeros_like(u)
 
 
 def activation(z: Tensor, m: Tensor, sigma: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ SPEC = "6984f22ecdfb3c606d7b12f68ecb8802fdc68840dafe13ec97dc797bb852cac7"
 NAME = "huber"
 GEOMETRY = "location"
 EVEN = True
-PARAMETERS = {
+PARAMETERS: dict[str, dict[str, float | bool | str]] = {
     "delta": {"default": 1.0, "lower": float("0.0"), "upper": float("inf"), "lower_open": True, "doc": "where the energy turns linear, unit of z"},
 }
 FUNCTIONS = {

@@ -7,7 +7,7 @@ SPEC = "2f9746a03409d0b28ad4507599e8fc1f89e2e69505f8a602885f6966bf6f2396"
 NAME = "laplace"
 GEOMETRY = "location"
 EVEN = True
-PARAMETERS = {
+PARAMETERS: dict[str, dict[str, float | bool | str]] = {
     "b": {"default": 1.0, "lower": float("0.0"), "upper": float("inf"), "lower_open": True, "doc": "scale: the mean absolute deviation, unit of z"},
 }
 FUNCTIONS = {

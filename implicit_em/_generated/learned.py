@@ -7,7 +7,7 @@ SPEC = "4cc847d2786fa0d022e35b7b8b38ea899f23e2994408e9f385dcce25779cbafa"
 NAME = "learned"
 GEOMETRY = "learned"
 EVEN = False
-PARAMETERS = {
+PARAMETERS: dict[str, dict[str, float | bool | str]] = {
 }
 FUNCTIONS = {
     "energy": ("f",),

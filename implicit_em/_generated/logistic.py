@@ -7,7 +7,7 @@ SPEC = "5ac084f8dfff95236149456357c1c6595f848b2af34f8b67329323045e4204fe"
 NAME = "logistic"
 GEOMETRY = "location"
 EVEN = False
-PARAMETERS = {
+PARAMETERS: dict[str, dict[str, float | bool | str]] = {
     "alpha": {"default": 1.0, "lower": float("0.0"), "upper": float("inf"), "lower_open": True, "doc": "steepness, inverse unit of z"},
 }
 FUNCTIONS = {

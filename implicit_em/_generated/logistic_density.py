@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor
 
-from implicit_em.primitives import tanhc
+from implicit_em.primitives import tanh_ratio
 
-SPEC = "266c58f82f1280164d3303b26417b2d8e0354c2e592fe6c9922fba8ad3ed60cf"
+SPEC = "b4a7c7369ce4f56725010dd79d09adecac7bbed8ea8cb3873fc81c5d50adeada"
 NAME = "logistic_density"
 GEOMETRY = "location"
 EVEN = True
-PARAMETERS = {
+PARAMETERS: dict[str, dict[str, float | bool | str]] = {
     "alpha": {"default": 1.0, "lower": float("0.0"), "upper": float("inf"), "lower_open": True, "doc": "steepness, inverse unit of z"},
 }
 FUNCTIONS = {
@@ -45,14 +45,11 @@ def influence(u: Tensor, alpha: Tensor) -> Tensor:
 
 
 def irls_weight(u: Tensor, alpha: Tensor) -> Tensor:
-    """alpha**2*tanhc(alpha*u/2)/2"""
-    t0 = u * alpha
-    t1 = 0.5 * t0
-    t2 = tanhc(t1)
-    t3 = t2 * alpha
-    t4 = t3 * alpha
-    t5 = 0.5 * t4
-    return t5
+    """alpha*tanh_ratio(alpha/2, u)"""
+    t0 = 0.5 * alpha
+    t1 = tanh_ratio(t0, u)
+    t2 = t1 * alpha
+    return t2
 
 
 def activation(z: Tensor, m: Tensor, alpha: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ SPEC = "1421048ff524a477f8ee8fac9fdd2ea00376040fb6b15b26680489a506790225"
 NAME = "mahalanobis"
 GEOMETRY = "quadratic"
 EVEN = False
-PARAMETERS = {
+PARAMETERS: dict[str, dict[str, float | bool | str]] = {
 }
 FUNCTIONS = {
     "energy": ("square",),

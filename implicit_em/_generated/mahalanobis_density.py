@@ -7,7 +7,7 @@ SPEC = "388576578bd67d09e6d8f712cb91e5f0cb9aaaa56908a435a8aa6ba276f90a40"
 NAME = "mahalanobis_density"
 GEOMETRY = "quadratic"
 EVEN = False
-PARAMETERS = {
+PARAMETERS: dict[str, dict[str, float | bool | str]] = {
 }
 FUNCTIONS = {
     "energy": ("square", "log_det", "log_prior",),

@@ -9,7 +9,7 @@ SPEC = "476ec16fd7291f90a50573fad26dc365eea5b608ab8ecf20b530f5b50c14fe97"
 NAME = "pseudo_huber"
 GEOMETRY = "location"
 EVEN = True
-PARAMETERS = {
+PARAMETERS: dict[str, dict[str, float | bool | str]] = {
     "delta": {"default": 1.0, "lower": float("0.0"), "upper": float("inf"), "lower_open": True, "doc": "where the energy turns linear, unit of z"},
 }
 FUNCTIONS = {

@@ -7,7 +7,7 @@ SPEC = "897dbfc4e010c20faae245abb4dfc59d7e26d1a48f21f530aa791c62b38a12a5"
 NAME = "student_t"
 GEOMETRY = "location"
 EVEN = True
-PARAMETERS = {
+PARAMETERS: dict[str, dict[str, float | bool | str]] = {
     "nu": {"default": 3.0, "lower": float("0.0"), "upper": float("inf"), "lower_open": True, "doc": "degrees of freedom in name; only νσ² is identified"},
     "sigma": {"default": 1.0, "lower": float("0.0"), "upper": float("inf"), "lower_open": True, "doc": "scale, unit of z"},
 }

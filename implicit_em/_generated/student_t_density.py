@@ -7,7 +7,7 @@ SPEC = "fa2f6b785d6f1dd2a12cc41d967ad8ff3453e77fee4147f4455b65985f5d0b82"
 NAME = "student_t_density"
 GEOMETRY = "location"
 EVEN = True
-PARAMETERS = {
+PARAMETERS: dict[str, dict[str, float | bool | str]] = {
     "nu": {"default": 3.0, "lower": float("0.0"), "upper": float("inf"), "lower_open": True, "doc": "degrees of freedom, dimensionless"},
     "sigma": {"default": 1.0, "lower": float("0.0"), "upper": float("inf"), "lower_open": True, "doc": "scale, unit of z"},
 }

@@ -1,7 +1,7 @@
 """Accuracy: each elementwise function against enclosures of its definition, within its computed budget.
 
-Generated code is budgeted by running that very code on rounding-aware intervals. A handwritten `IMPLEMENTATION` may round
-in another order: it must lie within the mixed budget of `mixed.py`.
+Generated code is budgeted by running that very code on rounding-aware intervals. A handwritten `IMPLEMENTATION` may
+round in another order: it must lie within the mixed budget of `mixed.py`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Competition: responsibilities and log-partition over K components, and what autograd makes of them.
 
-Normalisation, the gradient identity ∂L/∂d = −r, the Hessian diag(r) − rrᵀ and shift invariance, each judged against Arb.
+Normalisation, the gradient identity ∂L/∂d = −r, the Hessian diag(r) − rrᵀ and shift invariance, each against Arb.
 """
 
 from __future__ import annotations
@@ -19,8 +19,12 @@ from verify.judge import Tally, cell_seed
 from verify.oracle import Enclosures, Long
 from verify.primitives import load_table
 from verify.reductions import (
-    log_partition_budget, responsibilities_budget, sum_in_any_order, true_log_partition, true_responsibilities,
-)  # fmt: skip
+    log_partition_budget,
+    responsibilities_budget,
+    sum_in_any_order,
+    true_log_partition,
+    true_responsibilities,
+)
 from verify.rounded import Arithmetic, Rounded
 from verify.settings import Settings
 from verify.subject import Subject
@@ -68,7 +72,7 @@ def _normalization(row: Rows, tally: Tally, arithmetic: Arithmetic, fmt: Format)
 def _room(allowed: Rounded, got: Long) -> Long:
     """Σ (high − low) over the components: how far the results of one row can be from their true values."""
     widths = Rounded(allowed.arithmetic, allowed.low * 0, allowed.high - allowed.low)
-    return sum_in_any_order(widths).high + got.shape[-1] * np.finfo(np.longdouble).eps
+    return np.asarray(sum_in_any_order(widths).high + got.shape[-1] * np.finfo(np.longdouble).eps)
 
 
 def _gradient_identity(row: Rows, tally: Tally, arithmetic: Arithmetic, fmt: Format) -> None:
@@ -109,14 +113,16 @@ def _shift(row: Rows, tally: Tally, arithmetic: Arithmetic, fmt: Format) -> None
     kept = Rows(row.energies[keep], row.source)
     energies = kept.energies.astype(np.longdouble)
     got = responsibilities(torch.from_numpy(moved[keep]))
-    _flat(tally, kept, got, true_responsibilities(energies, fmt), responsibilities_budget(arithmetic.point(moved[keep])))
+    _flat(
+        tally, kept, got, true_responsibilities(energies, fmt), responsibilities_budget(arithmetic.point(moved[keep]))
+    )
 
 
 def _hessian(row: Rows, tally: Tally, arithmetic: Arithmetic, fmt: Format) -> None:
     """∂²L/∂d² of single rows by double backward against diag(r) − rrᵀ."""
     for energies in row.energies[:4]:
         leaf = torch.from_numpy(np.ascontiguousarray(energies))
-        got = torch.autograd.functional.hessian(lambda d: log_partition(d), leaf).numpy()
+        got = torch.func.hessian(log_partition)(leaf).numpy()
         exact = energies.astype(np.longdouble)[None, :]
         truth = true_responsibilities(exact, fmt)
         r = truth.mid[0]
@@ -125,13 +131,16 @@ def _hessian(row: Rows, tally: Tally, arithmetic: Arithmetic, fmt: Format) -> No
         bound = log_partition_gradient_budget(arithmetic, exact)
         with np.errstate(all="ignore"):
             error = np.maximum(np.abs(bound.low + r), np.abs(bound.high + r))[0]
-            # Autograd differentiates softmax: g·r − r·Σ(g·r) with the rounded r, each product and difference rounded once
-            # more; the error of Σ over K terms follows γ.
+            # Autograd differentiates softmax: g·r − r·Σ(g·r) with the rounded r, each product and difference rounded
+            # once more; the error of Σ over K terms follows γ.
             unit = fmt.unit_roundoff
             size = np.outer(error, r) + np.outer(r, error) + np.outer(error, error)
             size = size + np.diag(error) + (len(r) + 6) * unit * (np.outer(r + error, r + error) + np.diag(r + error))
             size = size + 4 * fmt.min_subnormal
-        columns = {"d_row": np.broadcast_to(energies[:, None], got.shape).ravel(), "d_column": np.broadcast_to(energies, got.shape).ravel()}
+        columns = {
+            "d_row": np.broadcast_to(energies[:, None], got.shape).ravel(),
+            "d_column": np.broadcast_to(energies, got.shape).ravel(),
+        }
         flat = Enclosures(true.mid.ravel(), true.tail.ravel(), true.radius.ravel(), true.settled.ravel())
         tally.judge(columns, got.ravel(), flat, (true.mid - size).ravel(), (true.mid + size).ravel())
 
@@ -149,9 +158,11 @@ def _runner(visit: Visit, share: int) -> Callable[[Subject, Cell, Settings], Fin
         tally = Tally(fmt)
         entries = max(64, settings.points // (share * EXAMPLES))
         explore_rows(
-            rows(subject, fmt, entries), lambda row: visit(row, tally, arithmetic, fmt),
-            cell_seed(cell, settings.seed), EXAMPLES,
-        )  # fmt: skip
+            rows(subject, fmt, entries),
+            lambda row: visit(row, tally, arithmetic, fmt),
+            cell_seed(cell, settings.seed),
+            EXAMPLES,
+        )
         return tally.finding(cell)
 
     return run
@@ -170,5 +181,6 @@ _TABLE: tuple[tuple[str, str, str, Visit, int], ...] = (
     ("hessian", "log_partition", "autograd's ∂²L/∂d² is diag(r) − rrᵀ", _hessian, 8),
 )
 CHECKS = tuple(
-    Check(name, states, _planner(name, function), _runner(visit, share)) for name, function, states, visit, share in _TABLE
+    Check(name, states, _planner(name, function), _runner(visit, share))
+    for name, function, states, visit, share in _TABLE
 )

@@ -20,9 +20,7 @@ def _run(subject: Subject, cell: Cell, settings: Settings) -> Finding:
     wanted = module_source(subject.kernel, f"derivations/kernels/{subject.name}.py")
     if stored == wanted:
         return Finding(cell, "passed", "exhaustive", len(wanted), unit="byte")
-    return Finding(
-        cell, "failed", "exhaustive", len(wanted), unit="byte", reason="stale: run `implicit-em generate`"
-    )
+    return Finding(cell, "failed", "exhaustive", len(wanted), unit="byte", reason="stale: run `implicit-em generate`")
 
 
 CHECKS = (Check("generated", "the committed module is what the kernel gives today", _cells, _run),)

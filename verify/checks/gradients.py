@@ -27,7 +27,11 @@ NAMES = {"energy.gradient": "energy", "posterior_mean.gradient": "activation"}
 
 def _planned(check: str, subject: Subject, settings: Settings) -> list[Cell]:
     """One cell per argument: `activation/z`."""
-    names = [name for name in subject.forms if name == NAMES[check] or (check != "energy.gradient" and name.endswith("activation"))]
+    names = [
+        name
+        for name in subject.forms
+        if name == NAMES[check] or (check != "energy.gradient" and name.endswith("activation"))
+    ]
     functions = [f"{name}/{symbol.name}" for name in names for symbol in subject.arguments(name)]
     return numeric_cells(check, subject, functions, settings)
 

@@ -1,4 +1,4 @@
-"""Real data: responsibilities and log-partition of points and class means of real tables, from energies lifted to D features.
+"""Real data: responsibilities and log-partition of points and class means of real tables, lifted to D features.
 
 The truth lifts the definition in Arb. The budget follows `implicit_em.lifts` and `implicit_em.invariants` on intervals.
 """
@@ -23,8 +23,13 @@ from verify.judge import Tally, cell_seed
 from verify.oracle import Enclosures, pack
 from verify.primitives import load_table
 from verify.reductions import (
-    log_partition_budget, log_partition_of, responsibilities_budget, responsibilities_of, settle, sum_in_any_order,
-)  # fmt: skip
+    log_partition_budget,
+    log_partition_of,
+    responsibilities_budget,
+    responsibilities_of,
+    settle,
+    sum_in_any_order,
+)
 from verify.rounded import Arithmetic, Rounded, run
 from verify.settings import Settings
 from verify.subject import Subject
@@ -43,12 +48,11 @@ def _run(subject: Subject, cell: Cell, settings: Settings) -> Finding:
     fmt = format_of(cell.dtype)
     lift, _, table = cell.function.partition("/")
     arithmetic = Arithmetic(fmt, load_table(cell.dtype, cell.device, cell.backend))
-    tally = Tally(fmt)
+    tally = Tally(fmt, unspecified_because="rows whose every energy overflows have no responsibilities")
     for scaling in SCALINGS:
         given = sample(problem(table, scaling), settings.rows, cell_seed(cell, settings.seed), fmt.numpy_dtype)
         _judge(tally, subject, lift, given, arithmetic)
-    note = "a row whose every energy overflows has no responsibilities" if tally.unspecified else ""
-    return tally.finding(cell, note=note)
+    return tally.finding(cell)
 
 
 def _judge(tally: Tally, subject: Subject, lift: str, given: Problem, arithmetic: Arithmetic) -> None:
@@ -57,7 +61,7 @@ def _judge(tally: Tally, subject: Subject, lift: str, given: Problem, arithmetic
         allowed = _allowed(subject, lift, given, arithmetic)
     rows = _true_rows(subject, lift, given)
     # A row of +inf only: no component can have produced the point, as `responsibilities` documents.
-    keep = ~np.isinf(allowed.high).all(-1)
+    keep = np.asarray(~np.isinf(allowed.high).all(-1))
     tally.unspecified += int((~keep).sum())
     kept = [row for row, flag in zip(rows, keep, strict=True) if flag]
     if not kept:
@@ -66,8 +70,9 @@ def _judge(tally: Tally, subject: Subject, lift: str, given: Problem, arithmetic
     numbers = np.nonzero(keep)[0]
     shape = (len(kept), energies.shape[-1])
     place = {
-        "row": np.broadcast_to(numbers[:, None], shape).ravel(), "component": np.broadcast_to(np.arange(shape[1]), shape).ravel(),
-    }  # fmt: skip
+        "row": np.broadcast_to(numbers[:, None], shape).ravel(),
+        "component": np.broadcast_to(np.arange(shape[1]), shape).ravel(),
+    }
     fmt = arithmetic.fmt
     for function, budget, definition, columns, size in (
         (responsibilities, responsibilities_budget, responsibilities_of, place, shape),
@@ -199,7 +204,9 @@ def _true_pair(subject: Subject, lift: str, given: Problem) -> Callable[[list[fl
         return max((abs(u) for u in differences(x, mu)), key=float)
 
     by_lift = {"sum": summed, "radial": radial}
-    return by_lift.get(lift) or {"direction": direction, "quadratic": quadratic, "learned": learned}[kernel.geometry.name]
+    return (
+        by_lift.get(lift) or {"direction": direction, "quadratic": quadratic, "learned": learned}[kernel.geometry.name]
+    )
 
 
 CHECKS = (Check(NAME, "responsibilities and log-partition on real tables lie within their budgets", _cells, _run),)

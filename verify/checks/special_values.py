@@ -46,7 +46,9 @@ def _competition(dtype: torch.dtype) -> Claims:
         "all +inf gives NaN": lambda: bool(responsibilities(d(inf, inf)).isnan().all()),
         "all +inf has log-partition −inf": lambda: float(log_partition(d(inf, inf))) == -inf,
         "an empty batch stays empty": lambda: responsibilities(torch.empty(0, 3, dtype=dtype)).shape == (0, 3),
-        "an empty batch has an empty log-partition": lambda: log_partition(torch.empty(0, 3, dtype=dtype)).shape == (0,),
+        "an empty batch has an empty log-partition": lambda: (
+            log_partition(torch.empty(0, 3, dtype=dtype)).shape == (0,)
+        ),
         "NaN is not hidden": lambda: bool(responsibilities(d(torch.nan, 1.0)).isnan().any()),
         "large energies do not overflow": lambda: responsibilities(d(1e30, 1e30)).tolist() == [0.5, 0.5],
         "very negative energies do not overflow": lambda: float(log_partition(d(-1e30, 0.0))) == float(d(1e30)),
@@ -56,12 +58,14 @@ def _competition(dtype: torch.dtype) -> Claims:
 def _function(subject: Subject, function: str, dtype: torch.dtype) -> Claims:
     call = subject.implementation(function)
     symbols = subject.arguments(function)
-    parameters = {symbol.name: torch.tensor([symbol.default], dtype=dtype) for symbol in symbols if isinstance(symbol, Parameter)}
+    parameters = {
+        symbol.name: torch.tensor([symbol.default], dtype=dtype) for symbol in symbols if isinstance(symbol, Parameter)
+    }
     coordinates = [symbol.name for symbol in symbols if symbol.name not in parameters]
 
     def at(value: float, size: int = 1) -> Tensor:
         column = torch.full((size,), value, dtype=dtype)
-        given = {name: column for name in coordinates} | {name: p.expand(size) for name, p in parameters.items()}
+        given = dict.fromkeys(coordinates, column) | {name: p.expand(size) for name, p in parameters.items()}
         return call(*(given[symbol.name] for symbol in symbols))
 
     claims: Claims = {
@@ -82,4 +86,6 @@ def _function(subject: Subject, function: str, dtype: torch.dtype) -> Claims:
     return claims
 
 
-CHECKS = (Check(NAME, "infinities, ties, single components, empty batches, NaN and 0 give the stated results", _cells, _run),)
+CHECKS = (
+    Check(NAME, "infinities, ties, single components, empty batches, NaN and 0 give the stated results", _cells, _run),
+)

@@ -40,7 +40,10 @@ def _run(subject: Subject, cell: Cell, settings: Settings) -> Finding:
 
     points = settings.points // (4 * (1 + 2 * len(symbols)))
     explore(batches(symbols, fmt, max(8, points // EXAMPLES)), visit, cell_seed(cell, settings.seed), EXAMPLES)
-    return expected(subject, tally.finding(cell, note=f"budget of {ULPS} ulps in each argument and in the result; give a stable form"))
+    return expected(
+        subject,
+        tally.finding(cell, note=f"budget of {ULPS} ulps in each argument and in the result; give a stable form"),
+    )
 
 
 CHECKS = (Check(NAME, "no function loses more digits than its problem demands", _cells, _run),)

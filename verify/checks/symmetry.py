@@ -53,7 +53,9 @@ def _run_parity(subject: Subject, cell: Cell, settings: Settings) -> Finding:
 
 
 def _layout_cells(subject: Subject, settings: Settings) -> list[Cell]:
-    return numeric_cells("layouts", subject, (name for name in subject.forms if name not in subject.handwritten), settings)
+    return numeric_cells(
+        "layouts", subject, (name for name in subject.forms if name not in subject.handwritten), settings
+    )
 
 
 def _run_layouts(subject: Subject, cell: Cell, settings: Settings) -> Finding:

@@ -54,29 +54,35 @@ def activation_plot(kernel: str, activation: Mapping[str, Any]) -> Markup:
 
 
 def error_plot(kernel: str, dtype: str, errors: Mapping[str, Any]) -> Markup:
-    """The error of each point and what it may be, in ulp, against the input."""
-    points = sorted(
-        (z, ulp, budget)
-        for z, ulp, budget in zip(errors["z"], errors["ulp"], errors["budget"], strict=True)
-        if None not in (z, ulp, budget) and math.isfinite(z)
-    )
-    inputs, ulps, budgets = zip(*points, strict=True) if points else ((0.0,), (), ())
-    # What is infinite cannot be drawn; it is clipped to the upper edge and stays visible there.
-    top = max([1.0, *_finite(ulps), *_finite(budgets)])
-    x, y = bent_axis(inputs), ulp_axis(top)
-    clipped = [min(budget, y.high) for budget in budgets]
-    within = [(z, ulp) for z, ulp, budget in points if ulp <= budget]
-    beyond = [(z, min(ulp, y.high)) for z, ulp, budget in points if not ulp <= budget]
+    """The error of each point and what it may be, in ulp, against the input.
+
+    JSON writes what is no finite number as null: an error without a number is beyond its budget, and without a budget
+    nothing is decided. Both are drawn, at the upper edge.
+    """
+    columns = zip(errors["z"], map(_bound, errors["ulp"]), map(_bound, errors["budget"]), strict=True)
+    points = sorted((z, ulp, budget) for z, ulp, budget in columns if z is not None)
+    x = bent_axis([z for z, _, _ in points] or [0.0])
+    y = ulp_axis(max([1.0, *_finite(ulp for _, ulp, _ in points), *_finite(budget for _, _, budget in points)]))
+    marks = {
+        # In ulps a budget jumps at every power of two of the result: marks show what a line would smear.
+        "budget": ("m-2 0h4", [(z, budget) for z, _, budget in points]),
+        "dots": ("h0", [(z, ulp) for z, ulp, budget in points if ulp <= budget < math.inf]),
+        "open": ("m-3 0h6m-3-3v6", [(z, ulp) for z, ulp, budget in points if math.isinf(budget)]),
+        "beyond": ("m-3-3l6 6m-6 0l6-6", [(z, ulp) for z, ulp, budget in points if budget < ulp]),
+    }
     drawn = [
-        f'<path class="dots" d="{_marks(x, y, within, "h0")}"/>',
-        f'<path class="budget" d="{_line(x, y, inputs, clipped)}"/>' if points else "",
-        f'<path class="beyond" d="{_marks(x, y, beyond, "m-3-3l6 6m-6 0l6-6")}"/>' if beyond else "",
+        f'<path class="{name}" d="{_marks(x, y, places, shape)}"/>' for name, (shape, places) in marks.items() if places
     ]
     label = (
         f"Error of the activation of {kernel} in {dtype} at {count(len(points))} inputs: at most "
-        f"{number(max(ulps, default=0.0))} ulp, {count(len(beyond))} of them beyond the budget"
+        f"{number(max((ulp for _, ulp, _ in points), default=0.0))} ulp; {count(len(marks['beyond'][1]))} are beyond "
+        f"their budget, {count(len(marks['open'][1]))} undecided"
     )
     return _figure(label, x, y, drawn)
+
+
+def _bound(value: float | None) -> float:
+    return math.inf if value is None or math.isnan(value) else value
 
 
 def linear_axis(low: float, high: float) -> Axis:
@@ -146,8 +152,8 @@ def _line(x: Axis, y: Axis, z: Sequence[float], values: Sequence[float | None]) 
 
 
 def _marks(x: Axis, y: Axis, points: Iterable[tuple[float, float]], shape: str) -> str:
-    """A mark at every point; points that fall on one pixel are drawn once."""
-    return "".join(dict.fromkeys(f"M{_at(x, y, z, value)}{shape}" for z, value in points))
+    """A mark at every point, or at the upper edge above it; points that fall on one pixel are drawn once."""
+    return "".join(dict.fromkeys(f"M{_at(x, y, z, min(value, y.high))}{shape}" for z, value in points))
 
 
 def _figure(label: str, x: Axis, y: Axis, drawn: Iterable[str]) -> Markup:

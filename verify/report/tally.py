@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 from verify.finding import Basis, Finding, Status
-from verify.report.notation import plural, ratio
+from verify.report.notation import count, plural, ratio
 
 BASES: tuple[Basis, ...] = get_args(Basis)
 
@@ -18,7 +18,8 @@ class Tally:
 
     Attributes:
         findings: what was counted.
-        tightest: the finding with the largest error over budget; None where nothing was measured.
+        tightest: the finding with the largest error over budget; None where nothing was measured. What is expected
+            to fail does not compete.
     """
 
     findings: tuple[Finding, ...]
@@ -27,7 +28,7 @@ class Tally:
     @staticmethod
     def of(findings: Iterable[Finding]) -> Tally:
         counted = tuple(findings)
-        measured = [finding for finding in counted if ratio(finding) is not None]
+        measured = [f for f in counted if ratio(f) is not None and f.status != "expected_failure"]
         return Tally(counted, max(measured, key=lambda finding: ratio(finding) or 0.0, default=None))
 
     @property
@@ -58,15 +59,17 @@ class Tally:
 
 def headline(total: Tally) -> str:
     """The verdict in one line."""
-    failed, undecided, skipped = (total.count(status) for status in ("failed", "undecided", "not_run"))
-    if failed or undecided:
-        parts = [f"{failed} failed" if failed else "", f"{undecided} undecided" if undecided else ""]
-        return f"{' and '.join(filter(None, parts))} of {plural(total.cells, 'cell')}"
-    if not total.count("passed"):
-        return f"nothing was verified: {plural(total.cells, 'cell')}, none passed"
-    if skipped:
-        return f"{total.cells - skipped} of {plural(total.cells, 'cell')} ran, and all of them hold"
-    return f"all {plural(total.cells, 'cell')} hold"
+    cells = plural(total.cells, "cell")
+    if total.count("failed") or total.count("undecided"):
+        found = [f"{total.count(status)} {status}" for status in ("failed", "undecided") if total.count(status)]
+        return f"{' and '.join(found)} of {cells}"
+    passed, expected, skipped = (total.count(status) for status in ("passed", "expected_failure", "not_run"))
+    if not passed:
+        return f"nothing was verified: {cells}, none passed"
+    if passed == total.cells:
+        return f"all {cells} hold"
+    rest = [f"{count(expected)} fail as expected"] * bool(expected) + [f"{count(skipped)} not run"] * bool(skipped)
+    return ", ".join([f"{count(passed)} of {cells} hold", *rest])
 
 
 def grouped(findings: Iterable[Finding], key: Callable[[Finding], str]) -> dict[str, list[Finding]]:
