@@ -14,6 +14,7 @@ from verify.finding import Cell, Finding, Report
 from verify.runner import run
 from verify.settings import Profile, Settings
 from verify.subject import Subject, load_subject, subject_of
+from verify.workers import Task, Workbench, perform
 
 
 def check_kernel(kernel: str | Path | Kernel, *, profile: Profile = "quick", seed: int = 0) -> Report:
@@ -67,7 +68,11 @@ class _Assertion:
 
 def run_cell(kernel: str | Path | Kernel, cell: Cell, settings: Settings) -> Finding:
     """The finding of one cell, in this process."""
-    return CHECKS[cell.check].run(_subject(kernel), cell, settings)
+    subject = _subject(kernel)
+    bench = Workbench(load=lambda _: subject, checks=lambda: CHECKS, page=lambda _, __: {})
+    finding = perform(Task(subject.spec, cell), settings, bench)
+    assert isinstance(finding, Finding)
+    return finding
 
 
 _SUBJECTS: dict[int | str, tuple[Any, Subject]] = {}

@@ -35,6 +35,7 @@ class Tally:
     largest: float = 0.0
     worst: Mapping[str, str] | None = None
     open_at: Mapping[str, str] | None = None
+    undefined: int = 0
     unspecified: int = 0
     unspecified_because: str = "intermediate results of autograd overflow"
 
@@ -45,7 +46,6 @@ class Tally:
         truth: Enclosures,
         low: Long,
         high: Long,
-        may_be_hull: bool,
     ) -> None:
         """Judges the points for which correct code has a result.
 
@@ -54,14 +54,19 @@ class Tally:
         """
         keep = ~(np.isnan(low) | np.isnan(high))
         self.unspecified += int((~keep).sum())
-        kept = Enclosures(truth.mid[keep], truth.tail[keep], truth.radius[keep], truth.settled[keep])
+        kept = Enclosures(
+            truth.mid[keep],
+            truth.tail[keep],
+            truth.radius[keep],
+            truth.settled[keep],
+            None if truth.hull is None else truth.hull[keep],
+        )
         self.judge(
             {name: column[keep] for name, column in columns.items()},
             got[keep],
             kept,
             low[keep],
             high[keep],
-            may_be_hull,
         )
 
     def judge(
@@ -71,13 +76,12 @@ class Tally:
         truth: Enclosures,
         low: Long,
         high: Long,
-        may_be_hull: bool = False,
     ) -> None:
         """Judges one result per point, `low` and `high` being the ends of what correct code may return."""
         error = truth.ulp_error(got, self.fmt)
         with np.errstate(all="ignore"):
             budget = np.maximum(truth.ulp_error(low, self.fmt), truth.ulp_error(high, self.fmt))
-        self.judge_errors(columns, error, budget, truth, may_be_hull)
+        self.judge_errors(columns, error, budget, truth)
 
     def judge_errors(
         self,
@@ -85,11 +89,12 @@ class Tally:
         error: Long,
         budget: Long,
         truth: Enclosures,
-        may_be_hull: bool = False,
     ) -> None:
         """Judges errors against budgets, both in ulps, one per point."""
         defined = ~np.isnan(truth.mid)
-        unknown = defined & (~np.isfinite(budget) | (~truth.settled & (not may_be_hull)))
+        hull = np.zeros_like(defined) if truth.hull is None else truth.hull
+        self.undefined += int((~defined).sum())
+        unknown = defined & (~np.isfinite(budget) | (~truth.settled & ~hull))
         failed = defined & (error > budget)
         # NaN is wrong whatever the budget.
         failed |= defined & np.isinf(error)
@@ -126,6 +131,9 @@ class Tally:
             status, reason = "undecided", "no point had a defined truth"
         if reason and note:
             reason = f"{reason}; {note}"
+        if self.undefined:
+            unjudged = f"{self.undefined} further points not judged: the definition has no finite enclosure there"
+            reason = f"{reason}; {unjudged}" if reason else unjudged
         if self.unspecified:
             unjudged = f"{self.unspecified} further points not judged: {self.unspecified_because}"
             reason = f"{reason}; {unjudged}" if reason else unjudged

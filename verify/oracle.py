@@ -6,8 +6,9 @@ format. Nothing here reads a stable form, generated code or torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import flint
@@ -31,14 +32,15 @@ _WORD = 62
 class Enclosures:
     """True values mid + tail ± radius, all long double, one per point.
 
-    `settled` is False where the ball stayed wide: on a kink (then it is the subgradient's hull), or because the
-    precision ran out.
+    `settled` is False where the ball stayed wide. It is the hull of a subgradient, `hull`, where the width does not
+    depend on the precision: on a kink. Elsewhere the precision ran out.
     """
 
     mid: Long
     tail: Long
     radius: Long
     settled: NDArray[np.bool_]
+    hull: NDArray[np.bool_] | None = None
 
     def error(self, got: NDArray[Any]) -> Long:
         """A bound of |got − truth|; the distance to the hull where the truth is a set. NaN counts as ∞."""
@@ -57,6 +59,7 @@ class Enclosures:
             np.where(beyond, 0, self.tail),
             np.where(beyond, 0, self.radius),
             self.settled,
+            self.hull,
         )
         error = truth.error(finite) / spacing(truth.mid, fmt)
         # A truth beyond the range may round to ∞ or, at half an ulp, to the largest number.
@@ -78,22 +81,36 @@ class Oracle:
     def __call__(self, *columns: NDArray[Any]) -> Enclosures:
         """Enclosures at the points given by one column per symbol; all of one shape, float32 or float64."""
         rows = zip(*(np.asarray(column, np.float64).ravel().tolist() for column in columns), strict=True)
-        return pack([self.enclose(row) for row in rows], columns[0].shape if columns else ())
+        found = [self._refine(row) for row in rows]
+        shape = columns[0].shape if columns else ()
+        packed = pack([(value, narrow) for value, narrow, _ in found], shape)
+        hull = np.array([stalled for _, _, stalled in found], np.bool_).reshape(shape)
+        return Enclosures(packed.mid, packed.tail, packed.radius, packed.settled, hull)
 
     def enclose(self, row: Sequence[float]) -> tuple[arb, bool]:
         """The ball at one point, and whether it is narrow."""
+        value, narrow, _ = self._refine(row)
+        return value, narrow
+
+    def _refine(self, row: Sequence[float]) -> tuple[arb, bool, bool]:
+        """The ball, whether it is narrow, and whether its width is that of a kink."""
         precision, best = 128, None
         while True:
             with flint.ctx.workprec(precision):
                 value = self.function(*map(arb, row))
                 if value.is_finite() and (value.rel_accuracy_bits() >= self._bits or value.rad() <= self._floor):
-                    return value, True
+                    return value, True, False
                 accuracy = value.rel_accuracy_bits() if value.is_finite() else -(10**9)
                 stalled = self.has_kinks and best is not None and accuracy == best and accuracy > -(10**6)
                 if precision >= MOST_BITS or stalled:
-                    return value, False
+                    return value, False, stalled
                 best = accuracy
             precision *= 2
+
+    @cached_property
+    def _in_mpmath(self) -> Callable[..., Any]:
+        function: Callable[..., Any] = lambdify(self.symbols, self.definition, "mpmath")
+        return function
 
     def second_opinion(self, row: Sequence[float], digits: int = 60) -> bool | None:
         """Whether mpmath's value of the definition lies in the ball, widened by mpmath's own rounding.
@@ -104,11 +121,10 @@ class Oracle:
         if not settled:
             return None
         values = []
-        function = lambdify(self.symbols, self.definition, "mpmath")
-        for precision in (digits, 2 * digits, 8 * digits, 40 * digits):
+        for precision in (digits, 2 * digits, 8 * digits):
             with mpmath.workdps(precision):
                 try:
-                    values.append(mpmath.mpf(function(*map(mpmath.mpf, row))))
+                    values.append(mpmath.mpf(self._in_mpmath(*map(mpmath.mpf, row))))
                 except (ZeroDivisionError, OverflowError, ValueError, TypeError):
                     return None
         with flint.ctx.workprec(4096):

@@ -42,7 +42,7 @@ def page(spec: str, settings: Settings) -> Mapping[str, Any]:
         ],
         "facts": [
             {
-                "statement_latex": f"{_words(step.title)}: {step_latex(step)}",
+                "statement_latex": f"{_words(step.title + ': ')}{step_latex(step)}",
                 "source": step.rule,
                 "verdict": step.verdict,
             }

@@ -27,7 +27,7 @@ from verify.formats import Format
 from verify.primitives import Table
 
 Long = NDArray[np.longdouble]
-# What long double arithmetic and its libm may err, relative: 8 units of 2⁻⁶⁴; check `budget.audit` compares it with Arb.
+# What long double arithmetic and its libm may err, relative: 8 units of 2⁻⁶⁴. Check `budget.audit` asks Arb.
 MARGIN = np.ldexp(np.longdouble(1), -61)
 # Correctly rounded by IEEE 754: at most half an ulp. A sample sees a little less than that; were it to see more, the
 # measured value would stand.

@@ -8,12 +8,12 @@ from functools import cached_property
 from typing import Any
 
 import flint
-from sympy import Eq, Expr, Piecewise, S, Symbol, limit, log
+from sympy import Eq, Expr, Piecewise, S, Symbol, limit, log, tanh
 from torch import Tensor
 
 import implicit_em
 from derivations import LOCATION, Derivation, Kernel, KernelError, derive, kernel_names, mu, u, z
-from derivations.calculus import influence, irls_weight, normalizer, posterior_mean, posterior_mean_slope
+from derivations.calculus import half_difference, influence, irls_weight, normalizer, posterior_mean_slope
 from derivations.catalogue import load_module
 from derivations.enclosure import compile_enclosure, exact
 from derivations.generate import module_source
@@ -90,7 +90,8 @@ class Subject:
             return log(value) if value is not None else self.forms[function][1]
         for reading in kernel.readings:
             if function == activation_name(kernel, reading):
-                return self._alone(function, posterior_mean(kernel, reading))
+                # r₊ − r₋ divided by e^{−(d₊ + d₋)/2} (theorem.posterior_mean): no 0/0 where both e^{−d} are tiny.
+                return self._alone(function, tanh(half_difference(kernel, reading), evaluate=False))
             if function == activation_name(kernel, reading) + "_grad":
                 return self._alone(function, posterior_mean_slope(kernel, reading))
         raise KeyError(function)

@@ -195,11 +195,11 @@ def _rests_on(report: Report) -> Text:
 
 def _run(report: Report) -> Text:
     """How hard it tried; what a report does not say of itself is left out."""
-    about, cases = report.environment, f"{amount(report.summary['cases'])} cases"
+    about, cases = report.environment, report.summary["cases"]
     said = [
         f"{about['profile']} profile" if "profile" in about else "",
         f"seed {about['seed']}" if "seed" in about else "",
-        cases,
+        f"{amount(cases)} cases" if cases != 1 else "1 case",
         duration(about["seconds"]) if "seconds" in about else "",
         plural(about["jobs"], "job") if "jobs" in about else "",
     ]

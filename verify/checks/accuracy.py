@@ -54,11 +54,11 @@ def _run(subject: Subject, cell: Cell, settings: Settings) -> Finding:
         truth = oracle(*columns)
         if handwritten:
             error, budget = truth.ulp_error(got, fmt), mixed_budget(oracle, columns, truth, fmt)
-            tally.judge_errors(batch.columns, error, budget, truth, oracle.has_kinks)
+            tally.judge_errors(batch.columns, error, budget, truth)
             return
         allowed = run(generated, [arithmetic.point(column) for column in columns])
         low, high = (np.broadcast_to(side, columns[0].shape) for side in (allowed.low, allowed.high))
-        tally.judge(batch.columns, got, truth, low, high, oracle.has_kinks)
+        tally.judge(batch.columns, got, truth, low, high)
 
     # The mixed budget asks the oracle twice more for each argument.
     points = settings.points // (1 + 2 * len(symbols)) if handwritten else settings.points

@@ -57,12 +57,12 @@ def _run(subject: Subject, cell: Cell, settings: Settings) -> Finding:
         got = slope.flatten().numpy()
         if handwritten:
             budget = mixed_budget(oracle, columns, truth, fmt)
-            tally.judge_errors(batch.columns, truth.ulp_error(got, fmt), budget, truth, oracle.has_kinks)
+            tally.judge_errors(batch.columns, truth.ulp_error(got, fmt), budget, truth)
             return
         inputs = {name: arithmetic.point(column) for name, column in batch.columns.items()}
         allowed = gradients(run(generated, list(inputs.values())), inputs)[argument]
         low, high = (np.broadcast_to(side, columns[0].shape) for side in (allowed.low, allowed.high))
-        tally.judge_specified(batch.columns, got, truth, low, high, oracle.has_kinks)
+        tally.judge_specified(batch.columns, got, truth, low, high)
 
     points = settings.points // (2 * len(symbols))
     explore(batches(symbols, fmt, max(8, points // EXAMPLES)), visit, cell_seed(cell, settings.seed), EXAMPLES)

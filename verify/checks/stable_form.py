@@ -34,9 +34,7 @@ def _run(subject: Subject, cell: Cell, settings: Settings) -> Finding:
         got = function(*batch.tensors()).flatten().numpy()
         columns = list(batch.columns.values())
         truth = oracle(*columns)
-        tally.judge_errors(
-            batch.columns, truth.ulp_error(got, fmt), mixed_budget(oracle, columns, truth, fmt), truth, oracle.has_kinks
-        )
+        tally.judge_errors(batch.columns, truth.ulp_error(got, fmt), mixed_budget(oracle, columns, truth, fmt), truth)
 
     points = settings.points // (4 * (1 + 2 * len(symbols)))
     explore(batches(symbols, fmt, max(8, points // EXAMPLES)), visit, cell_seed(cell, settings.seed), EXAMPLES)

@@ -67,7 +67,7 @@ def headline(total: Tally) -> str:
     if not passed:
         return f"nothing was verified: {cells}, none passed"
     if passed == total.cells:
-        return f"all {cells} hold"
+        return f"all {cells} hold" if passed > 1 else "the one cell holds"
     rest = [f"{count(expected)} fail as expected"] * bool(expected) + [f"{count(skipped)} not run"] * bool(skipped)
     return ", ".join([f"{count(passed)} of {cells} hold", *rest])
 
