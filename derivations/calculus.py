@@ -9,11 +9,13 @@ from __future__ import annotations
 from sympy import (
     Abs,
     Add,
+    Dummy,
     Expr,
     Heaviside,
     Integral,
     Mul,
     Piecewise,
+    Poly,
     S,
     Symbol,
     Wild,
@@ -121,17 +123,20 @@ def normalizer(kernel: Kernel) -> Expr | None:
     """
     if kernel.geometry is not LOCATION:
         return None
+    definition = expand_atoms(kernel.energy)
+    if not definition.has(Piecewise, Abs) and any(limit(definition, u, end).is_finite for end in (oo, -oo)):
+        return oo  # e^{−d} does not fall to 0
     if not kernel.is_even:
-        ends = [limit(expand_atoms(kernel.energy), u, end) for end in (oo, -oo)]
-        return oo if any(end.is_finite for end in ends) else _closed(integrate(exp(-kernel.energy), (u, -oo, oo)))
+        return _closed(integrate(exp(-definition), (u, -oo, oo)))
     half = Symbol("t", positive=True)
-    density = exp(-expand_atoms(kernel.energy).subs(u, half))
+    density = exp(-definition.subs(u, half))
     if kernel.normalizer_map is not None:
         forward, low, high = kernel.normalizer_map
         (variable,) = forward.free_symbols - set(kernel.symbols)
         moved = simplify(density.subs(half, forward)).replace(exp, _as_power) * diff(forward, variable)
         return _closed(2 * _integral(moved, variable, low, high))
-    return _closed(2 * Add(*(_integral(value, half, low, high) for value, low, high in _cases(density, half))))
+    cases = _cases(density.replace(exp, _as_power), half)
+    return _closed(2 * Add(*(_integral(value, half, low, high) for value, low, high in cases)))
 
 
 def _integral(value: Expr, variable: Symbol, low: Expr, high: Expr) -> Expr:
@@ -146,7 +151,23 @@ def _integral(value: Expr, variable: Symbol, low: Expr, high: Expr) -> Expr:
         found = core.match(pattern) if (low, high) == limits else None
         if found is not None:
             return constant * result.xreplace(found)
-    return integrate(value, (variable, low, high))
+    if _is_elementary(value, variable):
+        return integrate(value, (variable, low, high))
+    return Integral(value, (variable, low, high))
+
+
+def _is_elementary(value: Expr, variable: Symbol) -> bool:
+    """Whether SymPy's integrator settles it at once; on other integrands it can search for minutes.
+
+    Rational functions of the variable and of one exponential of it, and the exponential of a quadratic polynomial.
+    """
+    exponents = [node.args[0] for node in value.atoms(exp)]
+    if not all(exponent.is_polynomial(variable) for exponent in exponents):
+        return False
+    degrees = {Poly(exponent, variable).degree() for exponent in exponents}
+    rational = value.xreplace({node: Dummy() for node in value.atoms(exp)}).is_rational_function()
+    plain = not value.replace(exp, lambda *_: S.One).has(variable)
+    return bool(rational and (degrees <= {1} or (degrees <= {1, 2} and plain)))
 
 
 def _as_power(exponent: Expr) -> Expr:
