@@ -352,7 +352,10 @@ def _monotonicity(kernel: Kernel, forms: dict[str, tuple[tuple[Symbol, ...], Exp
 def turning_points(kernel: Kernel) -> list[Expr]:
     """The positive roots of ψ(z + m) = ψ(z − m) for a rational influence."""
     gap = difference(lowest_terms(expand_atoms(influence(kernel)))).as_numer_denom()[0]
-    return [found for found in solve(gap, z) if found.is_positive]
+    try:
+        return [found for found in solve(gap, z) if found.is_positive]
+    except NotImplementedError:
+        return []  # SymPy has no method for this equation: nothing is claimed
 
 
 def _normalizer(kernel: Kernel, forms: dict[str, tuple[tuple[Symbol, ...], Expr]]) -> Iterator[Step]:
@@ -377,6 +380,8 @@ def _normalizer(kernel: Kernel, forms: dict[str, tuple[tuple[Symbol, ...], Expr]
         points,
         f"the enclosures agree to at least {bits} bits",
     )
+    if "log_normalizer" not in forms:
+        return
     yield prove("form.log_normalizer", "log Z", log(value), forms["log_normalizer"][1], rule="logarithm of a product")
 
 

@@ -163,7 +163,7 @@ class Kernel:
 
 
 KNOWN_FUNCTIONS = (
-    "Abs", "exp", "log", "sqrt", "sign", "sin", "cos", "sinh", "cosh", "tanh", "asinh", "atan", "erf", "Min", "Max",
+    "Abs", "exp", "log", "sqrt", "sign", "sinh", "cosh", "tanh", "asinh", "erf", "Min", "Max",
     "Piecewise", "log1p", "expm1", "hypot",
 )  # fmt: skip
 

@@ -69,6 +69,8 @@ def stable_forms(kernel: Kernel) -> dict[str, tuple[tuple[Symbol, ...], Expr]]:
     def add(name: str, arguments: tuple[Symbol, ...], derive: Callable[[], Expr]) -> None:
         chosen = kernel.stable.get(name)
         expr = chosen if chosen is not None else derive()
+        if name == "log_normalizer" and not expr.free_symbols:
+            return  # without parameters it is a number, and there is nothing to compute
         if name == "log_normalizer":
             forms[name] = (tuple(sorted(expr.free_symbols, key=str)), expr)
         else:

@@ -88,9 +88,7 @@ def _unconstrained(value: float | Tensor, domain: Parameter) -> Tensor:
     if math.isfinite(domain.upper):
         raise ValueError(f"expected a learnable {domain.name} without an upper end, got {domain.interval}")
     if not bool(((exact > domain.lower) & (exact < domain.upper)).all()):
-        raise ValueError(
-            f"expected a learnable {domain.name} strictly inside {domain.interval}, got {_shown(exact)}"
-        )
+        raise ValueError(f"expected a learnable {domain.name} strictly inside {domain.interval}, got {_shown(exact)}")
     if math.isfinite(domain.lower):
         exact = torch.log(exact - domain.lower)
     return exact.to(value.dtype if isinstance(value, Tensor) else torch.get_default_dtype())
@@ -108,13 +106,9 @@ def _constrained(real: Tensor, domain: Parameter) -> Tensor:
 
 def _elementwise(kernel: Kernel) -> Kernel:
     if kernel.geometry != "location":
-        raise ValueError(
-            f"expected an elementwise kernel, {kernel.name} is one of vectors ({kernel.geometry})"
-        )
+        raise ValueError(f"expected an elementwise kernel, {kernel.name} is one of vectors ({kernel.geometry})")
     if "activation" not in kernel.functions:
-        raise ValueError(
-            f"expected a kernel with an activation, {kernel.name} has {', '.join(kernel.functions)}"
-        )
+        raise ValueError(f"expected a kernel with an activation, {kernel.name} has {', '.join(kernel.functions)}")
     return kernel
 
 
@@ -123,9 +117,7 @@ def _complete(kernel: Kernel, given: Mapping[str, float | Tensor]) -> dict[str, 
     names = ("m", *kernel.parameters)
     unknown = [name for name in given if name not in names]
     if unknown:
-        raise TypeError(
-            f"the activation of {kernel.name} takes {', '.join(names)}; {', '.join(unknown)} is unknown"
-        )
+        raise TypeError(f"the activation of {kernel.name} takes {', '.join(names)}; {', '.join(unknown)} is unknown")
     defaults = {name: domain.default for name, domain in kernel.parameters.items()}
     return {name: {**defaults, **given}[name] for name in names}
 

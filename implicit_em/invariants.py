@@ -16,7 +16,7 @@ def norm(u: Float[Tensor, "*batch feature"]) -> Float[Tensor, "*batch"]:
     Returns:
         The unit and dtype of `u`; inf, with gradient 0, where an entry is infinite. At u = 0 every derivative
         is 0: a choice, since the norm has none there.
-    Accuracy: finding `norm.accuracy`.
+    Accuracy: finding `real_data`.
     Source: Blue (1978), for the scaling.
     """
     scale = u.detach().abs().amax(-1)
@@ -29,7 +29,7 @@ def norm(u: Float[Tensor, "*batch feature"]) -> Float[Tensor, "*batch"]:
 def unit_vector(x: Float[Tensor, "*batch feature"]) -> Float[Tensor, "*batch feature"]:
     """x/‖x‖ for finite x of any magnitude; 0, with gradient 0, at the zero vector.
 
-    Accuracy: finding `cosine.accuracy`.
+    Accuracy: finding `real_data`.
     """
     scale = x.detach().abs().amax(-1, keepdim=True)
     zero = scale == 0
@@ -37,9 +37,7 @@ def unit_vector(x: Float[Tensor, "*batch feature"]) -> Float[Tensor, "*batch fea
     return torch.where(zero, 0.0, scaled / scaled.square().sum(-1, keepdim=True).sqrt())
 
 
-def cosine(
-    x: Float[Tensor, "*#batch feature"], mu: Float[Tensor, "*#batch feature"]
-) -> Float[Tensor, "*batch"]:
+def cosine(x: Float[Tensor, "*#batch feature"], mu: Float[Tensor, "*#batch feature"]) -> Float[Tensor, "*batch"]:
     """cos θ = x·μ/(‖x‖‖μ‖); 0, with gradient 0, where x or μ is the zero vector.
 
     Args:
@@ -49,7 +47,7 @@ def cosine(
         clamped: a clamp has gradient 0 where the true one, sin θ/‖x‖, may still be √ulp/‖x‖.
     Raises:
         ValueError: the feature counts differ; the message gives both.
-    Accuracy: finding `cosine.accuracy`.
+    Accuracy: finding `real_data`.
     """
     _same_features(x, mu)
     return torch.einsum("...d,...d->...", unit_vector(x), unit_vector(mu))
@@ -73,7 +71,7 @@ def mahalanobis_square(
 
     Raises:
         ValueError: the feature counts differ; the message gives both.
-    Accuracy: finding `mahalanobis_square.accuracy`.
+    Accuracy: finding `real_data`.
     """
     _same_features(x, mu)
     return _whitened(x - mu, precision_cholesky).square().sum(-1)
@@ -88,7 +86,7 @@ def precision_inner(
 
     Raises:
         ValueError: the feature counts differ; the message gives both.
-    Accuracy: finding `precision_inner.accuracy`.
+    Accuracy: finding `real_data`.
     """
     _same_features(x, mu)
     return torch.einsum("...d,...d->...", *(_whitened(point, precision_cholesky) for point in (x, mu)))
@@ -121,7 +119,6 @@ def precision_cholesky(
     Raises:
         TypeError: not float32 or float64.
         ValueError: not square, finite, symmetric or positive definite; the message says which, and where.
-    Accuracy: finding `precision_cholesky.accuracy`.
     Source: Golub and Van Loan (2013), section 4.2.
     """
     _check_covariance(covariance)
@@ -167,8 +164,6 @@ def _whitened(u: Tensor, precision_cholesky: Tensor) -> Tensor:
 
 def _same_features(x: Tensor, mu: Tensor) -> None:
     if x.ndim == 0 or mu.ndim == 0 or x.shape[-1] != mu.shape[-1]:
-        raise ValueError(
-            f"expected vectors of equal feature counts, got shapes {tuple(x.shape)} and {tuple(mu.shape)}"
-        )
+        raise ValueError(f"expected vectors of equal feature counts, got shapes {tuple(x.shape)} and {tuple(mu.shape)}")
     if x.shape[-1] == 0:
         raise ValueError(f"expected at least one feature, got shape {tuple(x.shape)}")

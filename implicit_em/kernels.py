@@ -41,9 +41,7 @@ class Parameter:
 
 
 # The formulas are proved for m > 0 and continue to m = 0; they do not hold for m < 0, where the pair swaps.
-HALF_SEPARATION = Parameter(
-    "m", default=1.0, lower=0.0, lower_open=False, doc="half the distance of ±m, unit of z"
-)
+HALF_SEPARATION = Parameter("m", default=1.0, lower=0.0, lower_open=False, doc="half the distance of ±m, unit of z")
 
 
 class Kernel:
@@ -104,8 +102,7 @@ class Kernel:
 
     def __getattr__(self, name: str) -> Callable[..., Tensor]:
         raise AttributeError(
-            f"kernel {self.__dict__.get('name')} has no {name}, "
-            f"only {', '.join(self.__dict__.get('functions', ()))}"
+            f"kernel {self.__dict__.get('name')} has no {name}, only {', '.join(self.__dict__.get('functions', ()))}"
         )
 
     def __repr__(self) -> str:
@@ -140,9 +137,7 @@ class Kernel:
         given = {**{name: p.default for name, p in self.parameters.items()}, **given, **keywords}
         wrong += [f"{name} is missing" for name in accepted if given.get(name) is None]
         if wrong:
-            raise TypeError(
-                f"{self.name}.{function} takes {', '.join(accepted) or 'nothing'}; {', '.join(wrong)}"
-            )
+            raise TypeError(f"{self.name}.{function} takes {', '.join(accepted) or 'nothing'}; {', '.join(wrong)}")
         for name, value in given.items():
             self._check_domain(name, value)
         return given
@@ -317,9 +312,7 @@ def _from_import(name: str) -> Kernel:
 def _wrapped(module: ModuleType, origin: tuple[Callable[..., Kernel], tuple[str, ...]]) -> Kernel:
     needed = ("NAME", "SPEC", "GEOMETRY", "PARAMETERS", "FUNCTIONS", "EVEN")
     missing = [name for name in needed if not hasattr(module, name)]
-    missing += [
-        name for name in getattr(module, "FUNCTIONS", ()) if not callable(getattr(module, name, None))
-    ]
+    missing += [name for name in getattr(module, "FUNCTIONS", ()) if not callable(getattr(module, name, None))]
     if missing:
         raise ValueError(f"generated module {module.__name__} has no {', '.join(missing)}")
     if module.GEOMETRY not in _GEOMETRIES:

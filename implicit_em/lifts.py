@@ -37,7 +37,7 @@ def lifted_energy(
     Raises:
         ValueError: unknown lift, or one that is not for this kernel; or the feature counts differ.
         TypeError: as in `Kernel`.
-    Accuracy: finding `lifted_energy.accuracy`.
+    Accuracy: finding `real_data`.
     """
     own = resolved(kernel)
     _check_lift(own, lift)
@@ -78,9 +78,7 @@ def _check_lift(kernel: Kernel, lift: str) -> None:
     if kernel.geometry == "location" and lift == "own":
         raise ValueError(f"{kernel.name} is a kernel of numbers: expected lift='radial' or 'sum', got 'own'")
     if lift == "radial" and not kernel.is_even:
-        raise ValueError(
-            f"{kernel.name} is not even, so has no radial form: expected lift='sum', got 'radial'"
-        )
+        raise ValueError(f"{kernel.name} is not even, so has no radial form: expected lift='sum', got 'radial'")
 
 
 def _check_points(x: Tensor, mu: Tensor) -> None:

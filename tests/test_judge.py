@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,11 +29,11 @@ def truths(*mids: float, settled: bool = True) -> Enclosures:
     return Enclosures(long(*mids), long(*mids) * 0, long(*mids) * 0, np.full(len(mids), settled))
 
 
-def judged(errors: Any, budgets: Any, truth: Enclosures | None = None, **options: Any) -> Finding:
+def judged(errors: Any, budgets: Any, truth: Enclosures | None = None) -> Finding:
     tally = Tally(F64)
     count = len(errors)
     columns = {"z": np.arange(count) + 0.5}
-    tally.judge_errors(columns, errors, budgets, truth or truths(*[1.0] * count), **options)
+    tally.judge_errors(columns, errors, budgets, truth or truths(*[1.0] * count))
     return tally.finding(CELL)
 
 
@@ -80,10 +81,17 @@ def test_nothing_judged_is_no_pass() -> None:
     assert judged(long(1), long(2), truths(np.nan)).status == "undecided"
 
 
-def test_a_hull_passes_only_where_the_definition_has_kinks() -> None:
+def test_a_wide_truth_passes_only_where_it_is_a_hull() -> None:
     wide = truths(1.0, settled=False)
+    hull = replace(wide, hull=np.array([True]))
     assert judged(long(0), long(1), wide).status == "undecided"
-    assert judged(long(0), long(1), wide, may_be_hull=True).status == "passed"
+    assert judged(long(0), long(1), hull).status == "passed"
+    assert judged(long(2), long(1), hull).status == "failed"
+
+
+def test_a_hull_at_one_point_excuses_no_other() -> None:
+    mixed = replace(truths(1.0, 1.0, settled=False), hull=np.array([True, False]))
+    assert judged(long(0, 0), long(1, 1), mixed).status == "undecided"
 
 
 def test_a_pass_with_no_budget_at_all_needs_no_error_at_all() -> None:
@@ -110,7 +118,7 @@ def test_where_autograd_may_return_anything_nothing_is_judged_and_that_is_said()
     tally = Tally(F64)
     columns = {"z": np.array([1.0, 2.0])}
     low, high = long(np.nan, 0.5), long(np.nan, 1.5)
-    tally.judge_specified(columns, np.array([np.nan, 1.0]), truths(1.0, 1.0), low, high, False)
+    tally.judge_specified(columns, np.array([np.nan, 1.0]), truths(1.0, 1.0), low, high)
     finding = tally.finding(CELL)
     assert (finding.status, finding.cases) == ("passed", 1)
     assert "1 further points not judged" in (finding.reason or "")
@@ -118,7 +126,7 @@ def test_where_autograd_may_return_anything_nothing_is_judged_and_that_is_said()
 
 def test_anything_everywhere_is_no_pass() -> None:
     tally = Tally(F64)
-    tally.judge_specified({"z": np.array([1.0])}, np.array([1.0]), truths(1.0), long(np.nan), long(np.nan), False)
+    tally.judge_specified({"z": np.array([1.0])}, np.array([1.0]), truths(1.0), long(np.nan), long(np.nan))
     assert tally.finding(CELL).status == "undecided"
 
 

@@ -77,11 +77,18 @@ class Tally:
         low: Long,
         high: Long,
     ) -> None:
-        """Judges one result per point, `low` and `high` being the ends of what correct code may return."""
+        """Judges one result per point, `low` and `high` being the ends of what correct code may return.
+
+        The truth itself must lie between them: an interval that excludes it is that of another function, and its ends
+        would grant the distance.
+        """
         error = truth.ulp_error(got, self.fmt)
         with np.errstate(all="ignore"):
             budget = np.maximum(truth.ulp_error(low, self.fmt), truth.ulp_error(high, self.fmt))
-        self.judge_errors(columns, error, budget, truth)
+            room = truth.radius + np.abs(truth.tail) + np.abs(truth.mid) * np.finfo(np.longdouble).eps
+            beyond = np.abs(truth.mid) >= self.fmt.overflow
+            elsewhere = (low > truth.mid + room) | (high < truth.mid - room)
+        self.judge_errors(columns, error, np.where(elsewhere & ~beyond, 0, budget), truth)
 
     def judge_errors(
         self,
@@ -98,6 +105,8 @@ class Tally:
         failed = defined & (error > budget)
         # NaN is wrong whatever the budget.
         failed |= defined & np.isinf(error)
+        # A budget of 0 is that of a function which is not this one, unless the result is right to the last place.
+        failed |= defined & (budget == 0) & (error > RESOLUTION)
         with np.errstate(all="ignore"):
             # An error that is only the truth's own radius says nothing of the code.
             ratio = np.where(error <= RESOLUTION, 0, error / budget)

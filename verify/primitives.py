@@ -205,9 +205,13 @@ def load_table(dtype: str, device: str = "cpu", backend: str = "eager") -> Table
         if not path.is_file():
             continue
         try:
-            return Table.from_dict(json.loads(path.read_text(encoding="utf-8")))
+            table = Table.from_dict(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise MissingTable(f"{path} is no table of rounding errors ({error}): {remedy}") from None
+        absent = sorted(set(OPERATIONS) - set(table))
+        if absent:
+            raise MissingTable(f"{path} lacks {', '.join(absent)}: {remedy}")
+        return table
     where = f"torch {_torch_version()}, {_capability()}, {device}, {backend}, {dtype}"
     raise MissingTable(f"no rounding errors were measured for {where}: {remedy}")
 

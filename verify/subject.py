@@ -125,7 +125,11 @@ def subject_of(kernel: Kernel) -> Subject:
 
 
 def _in_memory(kernel: Kernel) -> implicit_em.Kernel:
-    return implicit_em.from_source(module_source(kernel, kernel.name), kernel.name)
+    try:
+        source = module_source(kernel, kernel.name)
+    except KernelError as error:
+        raise KernelError(f"kernel {kernel.name}: {error}") from error
+    return implicit_em.from_source(source, kernel.name)
 
 
 def _handwritten(spec: str, code: implicit_em.Kernel, given: Any) -> Mapping[str, Callable[..., Tensor]]:

@@ -46,7 +46,7 @@ def finding_of(cell: Cell, steps: Sequence[Step]) -> Finding:
     return Finding(
         cell,
         "failed" if worst.verdict == "refuted" else "undecided",
-        "proved",
+        None,
         points,
         unit="point",
         reason=f"{len(open_steps)} of {len(steps)} steps: {worst.identifier} is {worst.verdict}"
