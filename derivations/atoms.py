@@ -103,7 +103,8 @@ class softplus(Atom):
     @classmethod
     def recipe(cls, *args: Expr) -> Expr:
         (x,) = args
-        return Max(x, 0) + log1p(exp(-Abs(x)))
+        # Two branches, and not max(x, 0) + log1p(e^{−|x|}): autograd takes max for a kink at 0, where there is none.
+        return Piecewise((x + log1p(exp(-Max(x, 0))), x > 0), (log1p(exp(Min(x, 0))), True))
 
     def _eval_is_positive(self) -> bool | None:
         return self._eval_is_real()

@@ -34,7 +34,7 @@ def kernel_row(kernel: Kernel) -> dict[str, Any]:
         ],
         "geometry": kernel.geometry.name,
         "readings": list(kernel.readings),
-        "lifts": ["sum", "radial"] if kernel.geometry.name == "location" else [],
+        "lifts": (["sum", "radial"] if kernel.is_even else ["sum"]) if kernel.geometry.name == "location" else [],
         "functions": {name: [str(a) for a in arguments] for name, (arguments, _) in stable_forms(kernel).items()},
         "source": kernel.source,
     }

@@ -34,7 +34,11 @@ def mixed_budget(oracle: Oracle, columns: Sequence[NDArray[Any]], truth: Enclosu
             shifted = np.where(np.isfinite(shifted) & ((column <= 0) | (shifted > 0)), shifted, column)
             there = oracle(*columns[:index], shifted, *columns[index + 1 :])
             with np.errstate(all="ignore"):
-                distance = np.abs(there.mid - truth.mid + (there.tail - truth.tail)) + there.radius + truth.radius
+                inside = (np.abs(there.mid) < fmt.overflow) & (np.abs(truth.mid) < fmt.overflow)
+                rest = np.where(inside, there.tail - truth.tail, 0)
+                # Beyond the range ∞ stands at the next power of two, as in `ulp_error`.
+                leap = np.clip(there.mid, -fmt.overflow, fmt.overflow) - np.clip(truth.mid, -fmt.overflow, fmt.overflow)
+                distance = np.abs(leap + rest) + np.where(inside, there.radius + truth.radius, 0)
             moved = np.maximum(moved, np.where(np.isnan(distance), 0, distance))
         with np.errstate(all="ignore"):
             total = total + moved / size

@@ -94,17 +94,17 @@ class Oracle:
 
     def _refine(self, row: Sequence[float]) -> tuple[arb, bool, bool]:
         """The ball, whether it is narrow, and whether its width is that of a kink."""
-        precision, best = 128, None
+        precision, last = 128, None
         while True:
             with flint.ctx.workprec(precision):
                 value = self.function(*map(arb, row))
                 if value.is_finite() and (value.rel_accuracy_bits() >= self._bits or value.rad() <= self._floor):
                     return value, True, False
-                accuracy = value.rel_accuracy_bits() if value.is_finite() else -(10**9)
-                stalled = self.has_kinks and best is not None and accuracy == best and accuracy > -(10**6)
+                # On a kink the ball is as wide at twice the precision; elsewhere it shrinks, or was infinite.
+                stalled = bool(self.has_kinks and last is not None and value.is_finite() and value.rad() * 2 > last)
                 if precision >= MOST_BITS or stalled:
                     return value, False, stalled
-                best = accuracy
+                last = value.rad() if value.is_finite() else None
             precision *= 2
 
     @cached_property

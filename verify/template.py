@@ -30,7 +30,7 @@ KERNEL = Kernel(
 # import torch
 #
 # IMPLEMENTATION = {{
-#     "energy": lambda z, mu, gamma: torch.log1p(((z - mu) / gamma) ** 2),
+#     "influence": lambda u, gamma: 2 * (u / torch.hypot(u, gamma)) / torch.hypot(u, gamma),
 # }}
 '''
 

@@ -1,6 +1,6 @@
 """Exponential distance: the sharpest energy of the catalogue. The seed writes z for u."""
 
-from sympy import Abs, E, Piecewise, Symbol, exp, expint, log, oo, sinh, tanh
+from sympy import Abs, E, Max, Piecewise, Symbol, exp, expint, log, oo, sinh, tanh
 
 from derivations.atoms import bounded, clip, dominated_difference, exp_times, expm1, product, ratio
 from derivations.geometry import m, u, z
@@ -10,7 +10,7 @@ from derivations.parameter import Parameter
 alpha = Parameter("alpha", positive=True, doc="rate, inverse unit of z")
 
 # ½(d₋ − d₊) = e^{α·max(|z|, m)}·sinh(α·clip(z, ±m)): the difference is formed before anything overflows.
-outer = Piecewise((m, Abs(z) < m), (Abs(z), True))
+outer = Max(Abs(z), m)
 half = exp_times(alpha * outer, sinh(bounded(alpha * clip(z, -m, m))))
 # Its slope grows like e^{α(|z| + m)} and sech² decays like e^{−2·half}: one exponent holds both.
 size = exp_times(alpha * outer, sinh(bounded(alpha * clip(Abs(z), -m, m))))

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from implicit_em.primitives import bounded, dominated_difference, saturated
 
-SPEC = "9e991beba7ea3dfb899d41deca8e9641f29ccdd1e76d3e3542f670a91eb95d3e"
+SPEC = "6fb8f173623e684c3beca139dcb8585ba14a846f1a7818c1606980ebe087321b"
 NAME = "exponential"
 GEOMETRY = "location"
 EVEN = True
@@ -55,25 +55,24 @@ def irls_weight(u: Tensor, alpha: Tensor) -> Tensor:
 
 
 def activation(z: Tensor, m: Tensor, alpha: Tensor) -> Tensor:
-    """tanh(exp_times(alpha*Piecewise((m, m > |z|), (|z|, True)), sinh(bounded(alpha*clip(z, -m, m)))))"""
+    """tanh(exp_times(alpha*Max(m, |z|), sinh(bounded(alpha*clip(z, -m, m)))))"""
     t0 = torch.abs(z)
-    t1 = m > t0
-    t2 = torch.where(t1, m, t0)
-    t3 = t2 * alpha
-    t4 = 0.5 * t3
-    t5 = bounded(t4)
-    t6 = torch.exp(t5)
-    t7 = -m
-    t8 = torch.maximum(z, t7)
-    t9 = torch.minimum(t8, m)
-    t10 = t9 * alpha
-    t11 = bounded(t10)
-    t12 = torch.sinh(t11)
-    t13 = t6 * t12
-    t14 = saturated(t13)
-    t15 = t6 * t14
-    t16 = torch.tanh(t15)
-    return t16
+    t1 = torch.maximum(m, t0)
+    t2 = t1 * alpha
+    t3 = 0.5 * t2
+    t4 = bounded(t3)
+    t5 = torch.exp(t4)
+    t6 = -m
+    t7 = torch.maximum(z, t6)
+    t8 = torch.minimum(t7, m)
+    t9 = t8 * alpha
+    t10 = bounded(t9)
+    t11 = torch.sinh(t10)
+    t12 = t5 * t11
+    t13 = saturated(t12)
+    t14 = t5 * t13
+    t15 = torch.tanh(t14)
+    return t15
 
 
 def activation_grad(z: Tensor, m: Tensor, alpha: Tensor) -> Tensor:
@@ -89,7 +88,7 @@ def activation_grad(z: Tensor, m: Tensor, alpha: Tensor) -> Tensor:
     t8 = torch.expm1(t7)
     t9 = -t8
     t10 = torch.where(t1, t5, t9)
-    t11 = torch.where(t1, m, t0)
+    t11 = torch.maximum(m, t0)
     t12 = t11 * alpha
     t13 = 0.5 * t12
     t14 = bounded(t13)

@@ -23,16 +23,19 @@ FUNCTIONS = {
 def energy(z: Tensor, mu: Tensor, alpha: Tensor) -> Tensor:
     """softplus(-alpha*u)"""
     u = z - mu
-    t1 = torch.abs(u)
-    t2 = t1 * alpha
-    t3 = -t2
-    t4 = torch.exp(t3)
-    t5 = torch.log1p(t4)
-    t6 = u * alpha
-    t7 = -t6
-    t8 = torch.clamp(t7, min=0.0)
-    t9 = t5 + t8
-    return t9
+    t1 = u * alpha
+    t2 = t1 < 0.0
+    t3 = -t1
+    t4 = torch.clamp(t3, min=0.0)
+    t5 = -t4
+    t6 = torch.exp(t5)
+    t7 = torch.log1p(t6)
+    t8 = t7 - t1
+    t9 = torch.clamp(t3, max=0.0)
+    t10 = torch.exp(t9)
+    t11 = torch.log1p(t10)
+    t12 = torch.where(t2, t8, t11)
+    return t12
 
 
 def influence(u: Tensor, alpha: Tensor) -> Tensor:
