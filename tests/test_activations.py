@@ -58,9 +58,7 @@ class TestLearnable:
     def test_values_come_back_to_rounding(self, dtype: torch.dtype) -> None:
         limits = torch.finfo(dtype)
         for value in (1e-30, 1e-3, 0.1, 0.5, 1.0, 2.0, math.pi, 1e3, 1e30):
-            act = PosteriorMeanActivation(
-                "gaussian", m=torch.tensor(value, dtype=dtype), learnable=True, sigma=1.0
-            )
+            act = PosteriorMeanActivation("gaussian", m=torch.tensor(value, dtype=dtype), learnable=True, sigma=1.0)
             assert act.m.dtype == dtype
             # log is held to ½ulp of itself, exp adds its own: the relative error is that of |log v| ulps.
             allowed = limits.eps * (1 + abs(math.log(value)))
@@ -106,9 +104,7 @@ class TestLearnable:
     def test_a_value_on_the_edge_of_the_domain(self) -> None:
         with pytest.raises(ValueError, match=r"^expected a learnable m strictly inside \[0, inf\), got 0$"):
             PosteriorMeanActivation("gaussian", m=0.0, learnable=True)
-        with pytest.raises(
-            ValueError, match=r"^expected a learnable sigma strictly inside \(0, inf\), got -1$"
-        ):
+        with pytest.raises(ValueError, match=r"^expected a learnable sigma strictly inside \(0, inf\), got -1$"):
             PosteriorMeanActivation("gaussian", learnable=True, sigma=torch.tensor(-1.0))
 
 
@@ -130,9 +126,7 @@ class TestFixed:
 class TestAsAModule:
     def test_in_a_network(self) -> None:
         torch.manual_seed(0)
-        net = nn.Sequential(
-            nn.Linear(3, 8), PosteriorMeanActivation("pseudo_huber", learnable=True), nn.Linear(8, 1)
-        )
+        net = nn.Sequential(nn.Linear(3, 8), PosteriorMeanActivation("pseudo_huber", learnable=True), nn.Linear(8, 1))
         net(torch.randn(5, 3)).sum().backward()
         assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in net.parameters())
 

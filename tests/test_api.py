@@ -49,7 +49,9 @@ def test_a_kernel_made_in_python(check, kernel) -> None:  # type: ignore[no-unty
 def test_a_wrong_kernel_fails_as_an_assertion(tmp_path: Path) -> None:
     text = EXAMPLES[0].read_text(encoding="utf-8")
     path = tmp_path / "wrong.py"
-    path.write_text(text + "\nIMPLEMENTATION = {'energy': lambda z, mu, gamma: ((z - mu) / gamma) ** 2}\n", encoding="utf-8")
+    path.write_text(
+        text + "\nIMPLEMENTATION = {'energy': lambda z, mu, gamma: ((z - mu) / gamma) ** 2}\n", encoding="utf-8"
+    )
     settings = Settings(profile="quick")
     cell = next(cell for cell in CHECKS["energy.accuracy"].cells(load_subject(str(path)), settings))
     finding = run_cell(path, cell, settings)

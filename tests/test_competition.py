@@ -37,8 +37,7 @@ def score_errors(energies: list[float], logits: list[float] | None, roundoff: fl
     log_weights = [logit - top - normalizer for logit in logits]
     shift = min(d - w for d, w in zip(energies, log_weights, strict=True))
     weight_errors = [
-        (top - logit) + 2 * abs(w) + normalizer + count + 4
-        for logit, w in zip(logits, log_weights, strict=True)
+        (top - logit) + 2 * abs(w) + normalizer + count + 4 for logit, w in zip(logits, log_weights, strict=True)
     ]
     return [
         1.01 * roundoff * (e + abs(d - shift) + abs(w - d + shift) + abs(d - w - shift))
@@ -189,9 +188,7 @@ class TestSpecialValues:
 class TestWhatIsRefused:
     def test_no_component(self) -> None:
         for function in (responsibilities, log_partition):
-            with pytest.raises(
-                ValueError, match=r"^expected at least one component, got energies of shape \(3, 0\)$"
-            ):
+            with pytest.raises(ValueError, match=r"^expected at least one component, got energies of shape \(3, 0\)$"):
                 function(torch.zeros(3, 0))
 
     def test_a_scalar(self) -> None:
@@ -247,9 +244,7 @@ class TestAxes:
         generator = torch.Generator().manual_seed(0)
         energies, logits = torch.rand(2, 5, 3, generator=generator), torch.randn(2, 1, 3, generator=generator)
         for i in range(2):
-            assert torch.equal(
-                responsibilities(energies, logits)[i], responsibilities(energies[i], logits[i, 0])
-            )
+            assert torch.equal(responsibilities(energies, logits)[i], responsibilities(energies[i], logits[i, 0]))
         swapped = responsibilities(energies.mT, logits.mT, dim=1)
         torch.testing.assert_close(swapped.mT, responsibilities(energies, logits), rtol=0, atol=1e-7)
 
@@ -262,9 +257,7 @@ class TestAxes:
     def test_equal_logits_are_no_weights_but_for_log_k(self) -> None:
         energies = torch.rand(5, 4, dtype=torch.float64)
         same = torch.full((4,), 2.5, dtype=torch.float64)
-        torch.testing.assert_close(
-            responsibilities(energies, same), responsibilities(energies), rtol=1e-15, atol=0
-        )
+        torch.testing.assert_close(responsibilities(energies, same), responsibilities(energies), rtol=1e-15, atol=0)
         torch.testing.assert_close(
             log_partition(energies, same) + math.log(4), log_partition(energies), rtol=1e-14, atol=0
         )
@@ -333,9 +326,7 @@ class TestPosteriorMean:
     def test_values_per_batch_broadcast_over_points(self) -> None:
         energies, means = torch.rand(2, 5, 3), torch.randn(2, 3, 4)
         got = posterior_mean(energies, means[:, None], feature_dims=1)
-        torch.testing.assert_close(
-            got, torch.stack([posterior_mean(energies[i], means[i]) for i in range(2)])
-        )
+        torch.testing.assert_close(got, torch.stack([posterior_mean(energies[i], means[i]) for i in range(2)]))
 
     def test_the_component_axis_moves_with_dim(self) -> None:
         energies, values = torch.rand(4, 5), torch.randn(4, 5, 2)
@@ -347,9 +338,7 @@ class TestPosteriorMean:
         torch.testing.assert_close(posterior_mean(energies, values), responsibilities(energies) @ values)
 
     def test_one_component_gives_its_value_and_whole_numbers_are_allowed(self) -> None:
-        assert posterior_mean(torch.tensor([[5.0]]), torch.tensor([0.1])).tolist() == [
-            torch.tensor(0.1).item()
-        ]
+        assert posterior_mean(torch.tensor([[5.0]]), torch.tensor([0.1])).tolist() == [torch.tensor(0.1).item()]
         mean = posterior_mean(torch.zeros(2, 3, dtype=torch.float64), torch.arange(3))
         assert mean.dtype == torch.float64
         torch.testing.assert_close(mean, torch.ones(2, dtype=torch.float64))

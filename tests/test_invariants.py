@@ -151,9 +151,7 @@ class TestQuadraticForms:
         x, mu = torch.randn(2, 4, dtype=torch.float64, generator=generator)
         inverse = arb_mat([[arb(v) for v in row] for row in sigma.tolist()]).inv()
         difference = arb_mat([[arb(a) - arb(b)] for a, b in zip(x.tolist(), mu.tolist(), strict=True)])
-        column = {
-            name: arb_mat([[arb(v)] for v in vector.tolist()]) for name, vector in (("x", x), ("mu", mu))
-        }
+        column = {name: arb_mat([[arb(v)] for v in vector.tolist()]) for name, vector in (("x", x), ("mu", mu))}
         factor = precision_cholesky(sigma)
 
         square = (difference.transpose() * inverse * difference)[0, 0]
@@ -177,26 +175,20 @@ class TestQuadraticForms:
             got = function(x, mu, factor)
             assert got.shape == (5, 2)
             for k in range(2):
-                torch.testing.assert_close(
-                    got[:, k], function(x[:, 0], mu[k], factor[k]), rtol=1e-12, atol=1e-14
-                )
+                torch.testing.assert_close(got[:, k], function(x[:, 0], mu[k], factor[k]), rtol=1e-12, atol=1e-14)
         assert log_det(factor).shape == (2,)
 
     def test_twice_differentiable(self) -> None:
         generator = torch.Generator().manual_seed(4)
         factor = precision_cholesky(covariance(generator, size=3)).requires_grad_()
-        x, mu = (
-            torch.randn(2, 3, dtype=torch.float64, generator=generator).requires_grad_() for _ in range(2)
-        )
+        x, mu = (torch.randn(2, 3, dtype=torch.float64, generator=generator).requires_grad_() for _ in range(2))
         for function in (mahalanobis_square, precision_inner):
             assert torch.autograd.gradcheck(function, (x, mu, factor))
             assert torch.autograd.gradgradcheck(function, (x, mu, factor))
 
     def test_a_factor_of_the_wrong_size(self) -> None:
         for shape in ((2, 2), (3,), (3, 2)):
-            with pytest.raises(
-                ValueError, match=r"^expected precision_cholesky of shape \[\.\.\., 3, 3\], got \("
-            ):
+            with pytest.raises(ValueError, match=r"^expected precision_cholesky of shape \[\.\.\., 3, 3\], got \("):
                 mahalanobis_square(torch.ones(3), torch.ones(3), torch.ones(shape))
 
 
@@ -211,9 +203,7 @@ class TestPrecisionCholesky:
         residual = factor @ factor.mT @ sigma - torch.eye(4, dtype=dtype)
         assert float(residual.abs().max()) < 1000 * ROUNDOFF[dtype] * float(torch.linalg.cond(sigma).max())
         expected = torch.linalg.cholesky(torch.linalg.inv(sigma.double()))
-        torch.testing.assert_close(
-            factor.double(), expected, rtol=1e4 * ROUNDOFF[dtype], atol=1e3 * ROUNDOFF[dtype]
-        )
+        torch.testing.assert_close(factor.double(), expected, rtol=1e4 * ROUNDOFF[dtype], atol=1e3 * ROUNDOFF[dtype])
 
     def test_diagonal_and_one_by_one(self) -> None:
         assert precision_cholesky(torch.diag(torch.tensor([4.0, 0.25]))).tolist() == [[0.5, 0.0], [0.0, 2.0]]
@@ -221,9 +211,7 @@ class TestPrecisionCholesky:
         assert precision_cholesky(torch.ones(0, 2, 2)).shape == (0, 2, 2)
 
     def test_twice_differentiable(self) -> None:
-        root = torch.randn(
-            3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(6)
-        ).requires_grad_()
+        root = torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(6)).requires_grad_()
 
         def factor(root: Tensor) -> Tensor:
             return precision_cholesky(root @ root.mT + torch.eye(3, dtype=torch.float64))

@@ -70,9 +70,7 @@ class TestAgainstLoops:
         )
         sigma = torch.diag(torch.tensor([1.0, 4.0, 0.25], dtype=torch.float64))
         expected = ((points[:, None] - locations).square() / sigma.diagonal()).sum(-1)
-        got = lifted_energy(
-            "mahalanobis", points, locations, lift="own", precision_cholesky=precision_cholesky(sigma)
-        )
+        got = lifted_energy("mahalanobis", points, locations, lift="own", precision_cholesky=precision_cholesky(sigma))
         torch.testing.assert_close(got, expected, rtol=1e-13, atol=0)
         net = torch.nn.Sequential(torch.nn.Linear(3, 1), torch.nn.Flatten(-2)).double()
         got = lifted_energy("learned", points, locations, lift="own", f=net)
@@ -88,14 +86,10 @@ class TestAgainstLoops:
             "mahalanobis_density", points, locations, lift="own",
             precision_cholesky=precision_cholesky(sigma), log_prior=log_prior,
         )  # fmt: skip
-        density = (
-            torch.distributions.MultivariateNormal(locations, sigma).log_prob(points[:, None]) + log_prior
-        )
+        density = torch.distributions.MultivariateNormal(locations, sigma).log_prob(points[:, None]) + log_prior
         expected = 1.5 * math.log(2 * math.pi) * torch.ones_like(density) + density
         torch.testing.assert_close(-energies, expected, rtol=1e-11, atol=1e-12)
-        torch.testing.assert_close(
-            responsibilities(energies), torch.softmax(density, -1), rtol=1e-10, atol=1e-14
-        )
+        torch.testing.assert_close(responsibilities(energies), torch.softmax(density, -1), rtol=1e-10, atol=1e-14)
 
 
 class TestShapes:
@@ -201,7 +195,5 @@ class TestWhatIsRefused:
             lifted_energy("gaussian", torch.zeros(5, 0), torch.zeros(4, 0))
 
     def test_a_learned_energy_of_the_wrong_shape(self, points, locations) -> None:
-        with pytest.raises(
-            ValueError, match=r"^expected one energy per sample and component, \[\.\.\., 5, 4\], got"
-        ):
+        with pytest.raises(ValueError, match=r"^expected one energy per sample and component, \[\.\.\., 5, 4\], got"):
             lifted_energy("learned", points, locations, lift="own", f=lambda u: u)

@@ -47,11 +47,7 @@ M = 0.77
 def extra(name: str) -> dict[str, Tensor]:
     """The keywords that a kernel of vectors needs besides its parameters."""
     root = torch.tensor([[1.0, 0.2, 0.0], [-0.3, 0.8, 0.1], [0.5, 0.0, 1.2]], dtype=torch.float64)
-    return (
-        {"precision_cholesky": precision_cholesky(root @ root.mT)}
-        if kernel(name).geometry == "quadratic"
-        else {}
-    )
+    return {"precision_cholesky": precision_cholesky(root @ root.mT)} if kernel(name).geometry == "quadratic" else {}
 
 
 class TestNames:
@@ -79,9 +75,7 @@ class TestNames:
 
     def test_a_function_that_a_kernel_does_not_have(self) -> None:
         logistic = kernel("logistic")
-        with pytest.raises(
-            AttributeError, match=r"^kernel logistic has no irls_weight, only energy, influence, "
-        ):
+        with pytest.raises(AttributeError, match=r"^kernel logistic has no irls_weight, only energy, influence, "):
             _ = logistic.irls_weight
         assert not hasattr(logistic, "log_normalizer")
         assert hasattr(logistic, "label_activation")
@@ -112,9 +106,7 @@ class TestConsistency:
         k = kernel("logistic")
         z = GRID.clone().requires_grad_()
         r = responsibilities(torch.stack([k.energy(z.detach(), M), k.energy(-z.detach(), M)], -1))
-        torch.testing.assert_close(
-            k.label_activation(z, M).detach(), r[:, 0] - r[:, 1], rtol=1e-12, atol=1e-14
-        )
+        torch.testing.assert_close(k.label_activation(z, M).detach(), r[:, 0] - r[:, 1], rtol=1e-12, atol=1e-14)
         (slope,) = torch.autograd.grad(k.label_activation(z, M).sum(), z)
         torch.testing.assert_close(k.label_activation_grad(z, M).detach(), slope, rtol=1e-11, atol=1e-15)
 
@@ -130,9 +122,7 @@ class TestConsistency:
         activation = k.activation(x, mu, **keywords)
         torch.testing.assert_close(activation.detach(), r[:, 0] - r[:, 1], rtol=1e-12, atol=1e-13)
         (slope,) = torch.autograd.grad(activation.sum(), x)
-        torch.testing.assert_close(
-            k.activation_grad(x, mu, **keywords).detach(), slope, rtol=1e-11, atol=1e-15
-        )
+        torch.testing.assert_close(k.activation_grad(x, mu, **keywords).detach(), slope, rtol=1e-11, atol=1e-15)
 
     def test_learned(self) -> None:
         k = kernel("learned")
@@ -258,9 +248,7 @@ class TestOtherSources:
 
     def test_from_source_compiles(self) -> None:
         k = from_source(SAMPLE, "quartic")
-        compiled = torch.compile(
-            lambda z: k.activation(z, 0.5, rate=0.3), fullgraph=True, backend="aot_eager"
-        )
+        compiled = torch.compile(lambda z: k.activation(z, 0.5, rate=0.3), fullgraph=True, backend="aot_eager")
         torch.testing.assert_close(compiled(GRID), k.activation(GRID, 0.5, rate=0.3))
 
     def test_from_module(self) -> None:

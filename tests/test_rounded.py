@@ -93,15 +93,32 @@ SHARP = (
     "erf",
 )
 TEXTS = {
-    "add": "{0} + {1}", "sub": "{0} - {1}", "mul": "{0} * {1}", "div": "{0} / {1}", "neg": "-{0}",
-    "tanh": "torch.tanh({0})", "sigmoid": "torch.sigmoid({0})", "sqrt_of_square": "torch.sqrt({0} * {0} + 1.0)",
-    "log1p_of_square": "torch.log1p({0} * {0})", "hypot": "torch.hypot({0}, {1})", "exp_of_tanh": "torch.exp(torch.tanh({0}))",
-    "exp": "torch.exp({0})", "expm1": "torch.expm1({0})", "log": "torch.log(torch.abs({0}) + 0.5)",
-    "sinh": "torch.sinh({0})", "cosh": "torch.cosh({0})", "maximum": "torch.maximum({0}, {1})",
-    "minimum": "torch.minimum({0}, {1})", "clamp": "torch.clamp({0}, min=-0.75)", "where": "torch.where({0} <= {1}, {0}, {2})",
-    "abs": "torch.abs({0})", "sign": "torch.sign({0})", "saturated": "saturated({0})", "bounded": "bounded({0})",
+    "add": "{0} + {1}",
+    "sub": "{0} - {1}",
+    "mul": "{0} * {1}",
+    "div": "{0} / {1}",
+    "neg": "-{0}",
+    "tanh": "torch.tanh({0})",
+    "sigmoid": "torch.sigmoid({0})",
+    "sqrt_of_square": "torch.sqrt({0} * {0} + 1.0)",
+    "log1p_of_square": "torch.log1p({0} * {0})",
+    "hypot": "torch.hypot({0}, {1})",
+    "exp_of_tanh": "torch.exp(torch.tanh({0}))",
+    "exp": "torch.exp({0})",
+    "expm1": "torch.expm1({0})",
+    "log": "torch.log(torch.abs({0}) + 0.5)",
+    "sinh": "torch.sinh({0})",
+    "cosh": "torch.cosh({0})",
+    "maximum": "torch.maximum({0}, {1})",
+    "minimum": "torch.minimum({0}, {1})",
+    "clamp": "torch.clamp({0}, min=-0.75)",
+    "where": "torch.where({0} <= {1}, {0}, {2})",
+    "abs": "torch.abs({0})",
+    "sign": "torch.sign({0})",
+    "saturated": "saturated({0})",
+    "bounded": "bounded({0})",
     "erf": "torch.erf({0})",
-}  # fmt: skip
+}
 
 
 def straight_line(seed: int, operations: tuple[str, ...], length: int) -> str:
@@ -393,6 +410,16 @@ def test_a_sum_in_any_order_lies_inside(dtype: str, count: int) -> None:
 @each_dtype
 def test_every_call_of_generated_code_has_a_measured_error(dtype: str) -> None:
     """Those that round; the others choose among exact values."""
-    exact_calls = {"abs", "sign", "maximum", "minimum", "clamp", "where", "full_like", "zeros_like", "broadcast_tensors"}
+    exact_calls = {
+        "abs",
+        "sign",
+        "maximum",
+        "minimum",
+        "clamp",
+        "where",
+        "full_like",
+        "zeros_like",
+        "broadcast_tensors",
+    }
     called = set(re.findall(r"torch\.(\w+)\(", "".join(path.read_text() for path in GENERATED.glob("*.py"))))
     assert called - exact_calls <= set(load_table(dtype))

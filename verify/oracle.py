@@ -25,7 +25,7 @@ from verify.formats import Format, spacing
 Long = NDArray[np.longdouble]
 GUARD_BITS = 12  # a ball is narrow enough at 2⁻¹² ulp
 MOST_BITS = 1 << 14
-# Numbers of float64 differ by up to 2²⁰⁹⁸ in size: at this precision their sums are exact, so that a kink is met exactly.
+# Numbers of float64 differ by up to 2²⁰⁹⁸ in size: at this precision their sums are exact, and kinks are met exactly.
 KINK_BITS = 1 << 12
 _WORD = 62
 
