@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,6 +23,7 @@ import derivations.proof
 import implicit_em
 import verify.checks.accuracy
 import verify.checks.competition
+import verify.checks.generated
 import verify.checks.special_values
 import verify.checks.stable_form
 import verify.judge
@@ -363,9 +365,8 @@ def test_a_wrong_expression_is_not_excused_by_its_own_budget(row: tuple[str, ...
         assert_caught(answer(check, mutated(kernel, function, old, new), cell, dtype))
 
 
-def test_stale_code_is_caught(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    import verify.checks.generated as module
-
+def test_stale_code_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = verify.checks.generated
     subject = built_in("gaussian")
     (tmp_path / "gaussian.py").write_text((module.DIRECTORY / "gaussian.py").read_text().replace("0.5", "0.6"))
     monkeypatch.setattr(module, "DIRECTORY", tmp_path)
@@ -771,8 +772,8 @@ def _compared_with_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def _oracle_of_generated_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The truth is what the code under test returned last."""
+def _oracle_of_torch_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The truth is what some torch code returns, itself wrong in the same way as code under test."""
     monkeypatch.setattr(
         Oracle, "__call__", lambda self, *columns: _as_truth(KNOWN_BAD["halved"](*map(torch.from_numpy, columns)))
     )
@@ -873,7 +874,7 @@ FAULTY_CHECKERS: tuple[Callable[[pytest.MonkeyPatch], None], ...] = (
     _nan_masked,
     _infinite_errors_masked,
     _compared_with_itself,
-    _oracle_of_generated_code,
+    _oracle_of_torch_code,
     _oracle_without_a_value,
     _oracle_never_settled,
     _failures_not_counted,

@@ -50,10 +50,10 @@ def apply(name: str, *arguments: Rounded) -> Rounded:
 
 
 def compiled(source: str) -> Callable[..., Any]:
-    helpers = {
+    primitives = {
         name: getattr(implicit_em.primitives, name) for name in dir(implicit_em.primitives) if not name.startswith("_")
     }
-    namespace: dict[str, Any] = {"torch": torch, "Tensor": torch.Tensor, **helpers}
+    namespace: dict[str, Any] = {"torch": torch, "Tensor": torch.Tensor, **primitives}
     exec(compile(source, "<expression>", "exec"), namespace)
     function: Callable[..., Any] = namespace["f"]
     return function
@@ -243,7 +243,9 @@ def test_functions_without_a_library_enclose_arb(name: str) -> None:
     with flint.ctx.workprec(200):
         for point, low, high in zip(points, result.low, result.high, strict=True):
             value = true(arb(float(point)))
-            assert not (value < exact(low) or value > exact(high))
+            # Arb answers False where it cannot tell, so only what is certainly outside fails.
+            assert not value < exact(low)
+            assert not value > exact(high)
 
 
 # -----------------------------------------------------------------------------
@@ -289,18 +291,25 @@ def test_nan_spreads(dtype: str, operation: str) -> None:
 
 
 @each_dtype
-def test_an_overflow_starts_at_the_largest_number_and_reaches_infinity(dtype: str) -> None:
+def test_what_has_overflowed_is_infinite_and_what_may_have_reaches_infinity(dtype: str) -> None:
     fmt = FORMATS[dtype]
     for result in (
         apply("mul", interval(dtype, fmt.max, fmt.max), interval(dtype, 4, 4)),
         apply("exp", interval(dtype, 1e5, 1e5)),
         apply("div", interval(dtype, fmt.max, fmt.max), interval(dtype, fmt.min_normal, fmt.min_normal)),
     ):
-        assert result.low[0] <= fmt.max
+        assert result.low[0] == np.inf
         assert result.high[0] == np.inf
+    may_have = apply(
+        "add",
+        interval(dtype, fmt.max, fmt.max),
+        interval(dtype, fmt.max * fmt.unit_roundoff / 2, fmt.max * fmt.unit_roundoff / 2),
+    )
+    assert may_have.low[0] <= fmt.max
+    assert may_have.high[0] == np.inf
     negative = apply("mul", interval(dtype, fmt.max, fmt.max), interval(dtype, -4, -4))
     assert negative.low[0] == -np.inf
-    assert negative.high[0] >= -fmt.max
+    assert negative.high[0] == -np.inf
 
 
 @each_dtype
@@ -354,7 +363,8 @@ def test_an_open_comparison_with_a_branch_of_anything_is_anything(dtype: str) ->
 
 
 TIES = (
-    "torch.maximum(x, y)", "torch.minimum(x, y)", "torch.clamp(x, min=1.0)", "torch.clamp(x, max=1.0)", "torch.abs(x - y)",
+    "torch.maximum(x, y)", "torch.minimum(x, y)", "torch.clamp(x, min=1.0)", "torch.clamp(x, max=1.0)",
+    "torch.abs(x - y)",
     "torch.where(x <= y, x * 2.0, y * 3.0)", "torch.maximum(x, torch.minimum(y, x))", "torch.where(x > y, x, y * 2.0)",
 )  # fmt: skip
 

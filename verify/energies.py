@@ -72,6 +72,9 @@ def _fill(
         energies = 1000.0 * rng.random((shape[0], 1)) + spread * rng.standard_normal(shape)
     else:
         energies = spread * np.abs(rng.standard_normal(shape)) * 10
+    # Only differences of energies matter, so some rows lie where e^{−d} itself is 0 or infinite in every format.
+    far = rng.random(shape[0]) < 0.2
+    energies[far] += rng.choice([-2000.0, 2000.0])
     energies = energies.astype(fmt.numpy_dtype)
     if source == "ties":
         energies[:, :] = energies[:, :1]

@@ -83,9 +83,9 @@ class Arithmetic:
         nearly = limit * (1 - 2 * fmt.unit_roundoff)
         wide_high = np.where(wide_high >= nearly, np.inf, wide_high)
         wide_low = np.where(wide_low <= -nearly, -np.inf, wide_low)
-        # A result beyond the range is ∞; as an interval it starts at the largest number.
-        wide_low = np.where(wide_low > fmt.max, fmt.max, wide_low)
-        wide_high = np.where(wide_high < -fmt.max, -fmt.max, wide_high)
+        # Beyond the range every result is ∞; just below the limit it may still be the largest number.
+        wide_low = np.where(wide_low >= fmt.overflow, np.inf, np.where(wide_low > fmt.max, fmt.max, wide_low))
+        wide_high = np.where(wide_high <= -fmt.overflow, -np.inf, np.where(wide_high < -fmt.max, -fmt.max, wide_high))
         return wide_low, wide_high
 
 

@@ -40,6 +40,8 @@ def finding_of(cell: Cell, steps: Sequence[Step]) -> Finding:
     """Proved where all steps are; otherwise the first step that is not, by name."""
     points = sum(step.points for step in steps)
     open_steps = [step for step in steps if step.verdict != "proved"]
+    if not steps:
+        return Finding(cell, "undecided", None, 0, unit="point", reason="nothing was derived, so nothing is proved")
     if not open_steps:
         return Finding(cell, "passed", "proved", max(points, 1), unit="point")
     worst = next((step for step in open_steps if step.verdict == "refuted"), open_steps[0])

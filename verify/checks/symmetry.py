@@ -81,15 +81,19 @@ def _allowed(
     """Passes where every result lies in the interval of what the generated code may return for the batch's points."""
     fmt = format_of(cell.dtype)
     arithmetic = Arithmetic(fmt, load_table(cell.dtype, cell.device, cell.backend))
-    cases, bad, where = 0, 0, None
+    cases, bad, where, open_at, unknown = 0, 0, None, None, 0
 
     def visit(batch: Batch) -> None:
-        nonlocal cases, bad, where
+        nonlocal cases, bad, where, open_at, unknown
         allowed = run(subject.generated(cell.function), [arithmetic.point(column) for column in batch.columns.values()])
         anything = np.isnan(allowed.low) | np.isnan(allowed.high)
+        anything = np.broadcast_to(anything, next(iter(batch.columns.values())).shape)
+        unknown += int(anything.sum())
+        if anything.any() and open_at is None:
+            open_at = point(batch.columns, int(np.argmax(anything)))
         for got in results(batch):
             outside = np.broadcast_to(~anything & ~((got >= allowed.low) & (got <= allowed.high)), got.shape)
-            cases += got.size
+            cases += int((~anything).sum())
             bad += int(outside.sum())
             if outside.any() and where is None:
                 where = point(batch.columns, int(np.argmax(outside)))
@@ -98,6 +102,9 @@ def _allowed(
     explore(batches(subject.arguments(cell.function), fmt, size), visit, cell_seed(cell, settings.seed), EXAMPLES)
     if bad:
         return Finding(cell, "failed", "sampled", cases, worst=where, reason=f"{bad} of {cases}: {complaint}")
+    if unknown:
+        reason = f"{unknown} points have no finite budget"
+        return Finding(cell, "undecided", "sampled", cases, worst=open_at, reason=reason)
     return Finding(cell, "passed", "sampled", cases)
 
 
