@@ -50,9 +50,11 @@ class Tally:
         """Judges the points for which correct code has a result.
 
         Autograd multiplies local derivatives: once one of them has overflowed and another is 0, NaN is what correct
-        autograd returns. Such points are counted in `unspecified` and in no verdict.
+        autograd returns, and ∞ where the true derivative is finite. Such points are counted in `unspecified` and in no
+        verdict.
         """
-        keep = ~(np.isnan(low) | np.isnan(high))
+        finite = np.isfinite(low) & np.isfinite(high)
+        keep = finite | (~np.isnan(low) & ~np.isnan(high) & (np.abs(truth.mid) >= self.fmt.max))
         self.unspecified += int((~keep).sum())
         kept = Enclosures(
             truth.mid[keep],

@@ -24,11 +24,18 @@ def sum_in_any_order(terms: Rounded, axis: int = -1) -> Rounded:
     unit = terms.arithmetic.fmt.unit_roundoff
     gamma = np.longdouble(max(count - 1, 0)) * unit / (1 - max(count - 1, 0) * unit)
     size = np.maximum(np.abs(terms.low), np.abs(terms.high)).sum(axis) * gamma
-    low, high = terms.low.sum(axis) - size, terms.high.sum(axis) + size
-    low = np.where((terms.low >= 0).all(axis), np.maximum(low, 0), low)
+    low, high = terms.low.sum(axis), terms.high.sum(axis)
+    # Without negative terms each end has only its own rounding, and ∞ at one end leaves the other alone.
+    nonnegative = (terms.low >= 0).all(axis)
+    low, high = (
+        np.where(nonnegative, low * (1 - gamma), low - size),
+        np.where(nonnegative, high * (1 + gamma), high + size),
+    )
     over = terms.arithmetic.fmt.overflow
     return Rounded(
-        terms.arithmetic, np.where(low >= over, terms.arithmetic.fmt.max, low), np.where(high >= over, np.inf, high)
+        terms.arithmetic,
+        np.where((low >= over) & np.isfinite(low), terms.arithmetic.fmt.max, low),
+        np.where(high >= over, np.inf, high),
     )
 
 
