@@ -39,14 +39,14 @@ def module_source(kernel: Kernel, origin: str = "") -> str:
     programs = {name: lower(expr, arguments) for name, (arguments, expr) in forms.items()}
     body = [torch_source(name, programs[name], describe(forms[name][1])) for name in forms]
     code = "\n".join(body)
-    helpers = [
+    borrowed = [
         name
         for name in ("bounded", "dominated_difference", "saturated", "scaled_k1", "tanh_ratio")
         if f"{name}(" in code
     ]
     imports = "import torch\nfrom torch import Tensor\n"
-    if helpers:
-        imports += f"\nfrom implicit_em.primitives import {', '.join(helpers)}\n"
+    if borrowed:
+        imports += f"\nfrom implicit_em.primitives import {', '.join(borrowed)}\n"
     if "torch." not in code:
         imports = imports.replace("import torch\n", "", 1)
     parameters = {

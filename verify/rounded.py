@@ -187,8 +187,6 @@ class Rounded:
 
     __hash__ = None  # type: ignore[assignment]
 
-    # helpers ------------------------------------------------------------------
-
     @property
     def dtype(self) -> Any:
         return self.arithmetic.fmt.torch_dtype
