@@ -193,16 +193,21 @@ class _Lowering:
         top.sort(key=lambda part: not part.has(*COORDINATES))
         # Without a numerator the coordinate goes last: 1/|u| overflows where 1/(b|u|) need not.
         bottom.sort(key=lambda part: part.has(*COORDINATES) != bool(top))
+        # ½u² must not overflow as u²·½: where coordinates multiply, a coefficient below 1 goes to the first of them.
+        early = abs(coefficient) < 1 and sum(part.has(*COORDINATES) for part in top) > 1
         result: Operand | None = None
         for i in range(max(len(top), len(bottom))):
             if i < len(top):
                 step = self.value(top[i])
                 step = self.emit("div", step, self.value(bottom[i])) if i < len(bottom) else step
+                step = self.emit("mul", self.value(coefficient), step) if early and i == 0 else step
                 result = step if result is None else self.emit("mul", result, step)
             else:
                 result = self.emit("div", Operand("1.0", True) if result is None else result, self.value(bottom[i]))
         if result is None:
             raise KernelError(f"code: the product {expr} is empty")
+        if early:
+            return result
         if coefficient == -1:
             return self.emit("neg", result)
         if coefficient != 1:

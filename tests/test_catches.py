@@ -224,7 +224,7 @@ MUTATIONS = (
         dtypes=("float64",),
     ),
     Mutation("an exponent (ν + 2)/2", "student_t_density", "energy", "t24 + 0.5", "t24 + 1.0"),
-    Mutation("a square lost", "gaussian", "energy", "t1 * t1", "t1 * 1.0"),
+    Mutation("a square lost", "gaussian", "energy", "t2 * t1", "t2 * 1.0"),
     Mutation("a half lost", "gaussian", "energy", "0.5 * t2", "1.0 * t2"),
     Mutation(
         "float32 inside of float64",

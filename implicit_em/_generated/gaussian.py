@@ -26,8 +26,8 @@ def energy(z: Tensor, mu: Tensor, sigma: Tensor) -> Tensor:
     """u**2/(2*sigma**2)"""
     u = z - mu
     t1 = u / sigma
-    t2 = t1 * t1
-    t3 = 0.5 * t2
+    t2 = 0.5 * t1
+    t3 = t2 * t1
     return t3
 
 

@@ -25,8 +25,8 @@ def energy(z: Tensor, mu: Tensor, delta: Tensor) -> Tensor:
     u = z - mu
     t1 = torch.abs(u)
     t2 = delta >= t1
-    t3 = u * u
-    t4 = 0.5 * t3
+    t3 = 0.5 * u
+    t4 = t3 * u
     t5 = 0.5 * delta
     t6 = t1 - t5
     t7 = t6 * delta
@@ -64,10 +64,10 @@ def activation(z: Tensor, m: Tensor, delta: Tensor) -> Tensor:
     t9 = torch.abs(t8)
     t10 = delta - t9
     t11 = torch.clamp(t10, min=0.0)
-    t12 = t11 * t11
-    t13 = torch.sign(z)
-    t14 = t12 * t13
-    t15 = 0.25 * t14
+    t12 = 0.25 * t11
+    t13 = t12 * t11
+    t14 = torch.sign(z)
+    t15 = t13 * t14
     t16 = t7 - t15
     t17 = torch.where(t2, t3, t16)
     t18 = torch.tanh(t17)
@@ -96,10 +96,10 @@ def activation_grad(z: Tensor, m: Tensor, delta: Tensor) -> Tensor:
     t17 = torch.abs(t16)
     t18 = delta - t17
     t19 = torch.clamp(t18, min=0.0)
-    t20 = t19 * t19
-    t21 = torch.sign(z)
-    t22 = t20 * t21
-    t23 = 0.25 * t22
+    t20 = 0.25 * t19
+    t21 = t20 * t19
+    t22 = torch.sign(z)
+    t23 = t21 * t22
     t24 = t15 - t23
     t25 = torch.where(t2, t11, t24)
     t26 = torch.abs(t25)
