@@ -14,6 +14,7 @@ from verify.finding import Cell, Finding, Status
 from verify.formats import Format
 from verify.oracle import Enclosures, Long
 
+LONG = np.finfo(np.longdouble)
 RESOLUTION = 2.0**-10  # ulps; enclosures are narrower than that
 
 
@@ -87,7 +88,8 @@ class Tally:
         error = truth.ulp_error(got, self.fmt)
         with np.errstate(all="ignore"):
             budget = np.maximum(truth.ulp_error(low, self.fmt), truth.ulp_error(high, self.fmt))
-            room = truth.radius + np.abs(truth.tail) + np.abs(truth.mid) * np.finfo(np.longdouble).eps
+            # Long double underflows too: the ends of the interval are known to its smallest normal number.
+            room = truth.radius + np.abs(truth.tail) + np.abs(truth.mid) * LONG.eps + LONG.tiny
             beyond = np.abs(truth.mid) >= self.fmt.overflow
             elsewhere = (low > truth.mid + room) | (high < truth.mid - room)
         self.judge_errors(columns, error, np.where(elsewhere & ~beyond, 0, budget), truth)
