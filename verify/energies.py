@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -42,24 +40,6 @@ def rows(subject: Subject, fmt: Format, entries: int) -> st.SearchStrategy[Rows]
         st.integers(-8, 8),
         st.integers(0, 2**32 - 1),
     )
-
-
-def explore_rows(strategy: st.SearchStrategy[Rows], visit: Callable[[Rows], None], number: int, examples: int) -> None:
-    """Calls `visit` on `examples` batches, the same ones for the same number."""
-
-    @seed(number)
-    @settings(
-        max_examples=examples,
-        phases=(Phase.generate,),
-        database=None,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(strategy)
-    def every(batch: Rows) -> None:
-        visit(batch)
-
-    every()
 
 
 def _fill(

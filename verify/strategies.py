@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -71,7 +71,10 @@ def batches(symbols: Sequence[Symbol], fmt: Format, size: int) -> st.SearchStrat
     )
 
 
-def explore(strategy: st.SearchStrategy[Batch], visit: Callable[[Batch], None], number: int, examples: int) -> None:
+Drawn = TypeVar("Drawn")
+
+
+def explore(strategy: st.SearchStrategy[Drawn], visit: Callable[[Drawn], None], number: int, examples: int) -> None:
     """Calls `visit` on `examples` batches, the same ones for the same number."""
 
     @seed(number)
@@ -83,7 +86,7 @@ def explore(strategy: st.SearchStrategy[Batch], visit: Callable[[Batch], None], 
         suppress_health_check=list(HealthCheck),
     )
     @given(strategy)
-    def every(batch: Batch) -> None:
+    def every(batch: Drawn) -> None:
         visit(batch)
 
     every()

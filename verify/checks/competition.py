@@ -12,7 +12,7 @@ import torch
 
 from implicit_em import log_partition, responsibilities
 from verify.checks.check import Check, numeric_cells
-from verify.energies import Rows, explore_rows, rows
+from verify.energies import Rows, rows
 from verify.finding import Cell, Finding
 from verify.formats import Format, format_of, spacing
 from verify.judge import Tally, cell_seed
@@ -27,6 +27,7 @@ from verify.reductions import (
 )
 from verify.rounded import Arithmetic, Rounded
 from verify.settings import Settings
+from verify.strategies import explore
 from verify.subject import Subject
 
 EXAMPLES = 8
@@ -157,7 +158,7 @@ def _runner(visit: Visit, share: int) -> Callable[[Subject, Cell, Settings], Fin
         arithmetic = Arithmetic(fmt, load_table(cell.dtype, cell.device, cell.backend))
         tally = Tally(fmt)
         entries = max(64, settings.points // (share * EXAMPLES))
-        explore_rows(
+        explore(
             rows(subject, fmt, entries),
             lambda row: visit(row, tally, arithmetic, fmt),
             cell_seed(cell, settings.seed),
