@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,12 +12,27 @@ import pytest
 import torch
 from torch import Tensor
 
-from verify import primitives
 from verify.formats import FORMATS
-from verify.primitives import OPERATIONS, MissingTable, Operation, Primitive, Table, load_table, measure
+from verify.primitives import (
+    OPERATIONS,
+    MissingTable,
+    Operation,
+    Primitive,
+    Table,
+    cache_directory,
+    errors,
+    load_table,
+    measure,
+    measurement,
+    operations,
+    samples,
+    store,
+    tables,
+    unmeasured,
+)
 
 DTYPES = tuple(FORMATS)
-Planted = Callable[[str, primitives.Function, str], Primitive]
+Planted = Callable[[str, operations.Function, str], Primitive]
 # Arb takes its time: some of each kind for float64.
 QUICK = {
     "float32": tuple(OPERATIONS),
@@ -32,26 +47,17 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def stored(dtype: str) -> Table:
-    try:
-        return load_table(dtype)
-    except MissingTable as error:
-        pytest.skip(str(error))
-
-
 def measured(operation: Operation, dtype: str) -> Primitive:
     """The row of a small table for an operation that need not be in OPERATIONS, judged by the one that is."""
     fmt = FORMATS[dtype]
     if dtype == "float64":
-        return primitives.summary(operation, fmt, primitives.sampled_errors(operation, fmt, 0, 0), {}, None)
-    inputs = primitives.sample(operation, fmt, 0, 0)
+        return measurement.summary(operation, fmt, measurement.sampled_errors(operation, fmt, 0, 0), {}, None, {})
+    inputs = samples.sample(operation, fmt, 0, 0)
     results = {name: apply(operation.function, *inputs) for name, apply in operation.layouts.items()}
     sound = OPERATIONS[operation.name]
     exact = next(iter(sound.layouts.values()))(sound.function, *(each.double() for each in inputs))
-    tallies = {
-        name: primitives.judge_by_float64(operation, fmt, inputs, result, exact) for name, result in results.items()
-    }
-    return primitives.summary(operation, fmt, tallies, {}, None)
+    tallies = {name: errors.judge_by_float64(operation, fmt, inputs, result, exact) for name, result in results.items()}
+    return measurement.summary(operation, fmt, tallies, {}, None, {})
 
 
 # --- tables
@@ -59,11 +65,16 @@ def measured(operation: Operation, dtype: str) -> Primitive:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_quick_table_never_exceeds_the_stored_one(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    full = stored(dtype)
+    full = load_table(dtype)
     seen: list[tuple[str, float]] = []
-    monkeypatch.setattr(primitives, "OPERATIONS", {name: OPERATIONS[name] for name in QUICK[dtype]})
-    monkeypatch.setattr(primitives, "PATTERN_STEP", 1 << 14)
-    quick = measure(dtype, seed=full.environment["seed"], depth="quick", progress=lambda *at: seen.append(at))
+    monkeypatch.setattr(samples, "PATTERN_STEP", 1 << 14)
+    quick = measure(
+        dtype,
+        seed=full["exp"].origin["seed"],
+        depth="quick",
+        names=QUICK[dtype],
+        progress=lambda *at: seen.append(at),
+    )
     for name, row in quick.items():
         for kind in ("relative", "absolute", "early_overflow"):
             assert getattr(row, kind) <= getattr(full[name], kind), (name, kind)
@@ -71,22 +82,21 @@ def test_a_quick_table_never_exceeds_the_stored_one(dtype: str, monkeypatch: pyt
         assert row.keeps_sign >= full[name].keeps_sign
         assert row.range_ok >= full[name].range_ok
         assert row.basis == "sampled"
-    assert {name for name, _ in seen} == set(quick)
+    assert {name for name, _ in seen} == set(quick) == set(QUICK[dtype])
     assert seen[-1][1] == 1.0
 
 
-def test_another_seed_stays_within_what_is_exhaustive(monkeypatch: pytest.MonkeyPatch) -> None:
-    full = stored("float32")
+def test_another_seed_stays_within_what_is_exhaustive() -> None:
+    full = load_table("float32")
     names = [name for name, row in full.items() if row.basis == "exhaustive" and name not in ("scaled_k1", "lgamma")]
-    monkeypatch.setattr(primitives, "OPERATIONS", {name: OPERATIONS[name] for name in names[:4]})
-    quick = measure("float32", seed=1234, depth="quick")
+    quick = measure("float32", seed=1234, depth="quick", names=names[:4])
     assert all(quick[name].relative <= full[name].relative for name in quick)
     assert all(quick[name].absolute <= full[name].absolute for name in quick)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_stored_table_says_what_it_rests_on(dtype: str) -> None:
-    table = stored(dtype)
+    table = load_table(dtype)
     assert set(table) == set(OPERATIONS)
     for name, row in table.items():
         unary = OPERATIONS[name].arguments == 1
@@ -111,7 +121,7 @@ def test_another_torch_version_has_no_table(monkeypatch: pytest.MonkeyPatch) -> 
         load_table("float32")
     message = str(caught.value)
     assert "torch 1.0.0" in message
-    assert "run `implicit-em primitives --dtype float32`" in message
+    assert "run `implicit-em primitives --dtype float32 --missing`" in message
     assert "\n" not in message
 
 
@@ -126,14 +136,14 @@ def test_another_capability_and_backend_have_no_table(monkeypatch: pytest.Monkey
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> Table:
     """A table of one row, with an infinite error."""
-    monkeypatch.setattr(primitives, "OPERATIONS", {"mul": OPERATIONS["mul"]})
-    table = measure("float64", seed=5, depth="quick")
-    row = replace(table["mul"], relative=math.inf)
+    monkeypatch.setattr(tables, "OPERATIONS", {"mul": OPERATIONS["mul"]})
+    table = measure("float64", seed=5, depth="quick", names=["mul"])
+    row = replace(table["mul"], relative=math.inf, origin=table["mul"].origin | {"depth": "full"})
     return replace(table, primitives={"mul": row})
 
 
 def test_what_is_stored_is_loaded_and_the_users_table_comes_first(small: Table, cache: Path) -> None:
-    path = primitives.store(small, primitives.cache_directory())
+    path = store(small, cache_directory())
     assert path.parent == cache
     assert load_table("float64") == small
     json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
@@ -141,9 +151,96 @@ def test_what_is_stored_is_loaded_and_the_users_table_comes_first(small: Table, 
     assert [each.name for each in cache.iterdir()] == [path.name]
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"schema": 1, "primitives": {"exp": {}}}', "[]"])
+def test_a_quick_row_does_not_take_the_place_of_a_full_one(small: Table) -> None:
+    quick = replace(small["mul"], origin=small["mul"].origin | {"depth": "quick"})
+    store(replace(small, primitives={"mul": quick}), cache_directory())
+    assert load_table("float64")["mul"].origin["depth"] == "full"
+    assert math.isfinite(load_table("float64")["mul"].relative)
+
+
+def test_a_row_is_replaced_by_one_of_the_same_code_only(small: Table) -> None:
+    elsewhere = replace(small["mul"], fingerprint="measured elsewhere")
+    better = replace(small["mul"], relative=2.0)
+    for row in (small["mul"], elsewhere, better):
+        path = store(replace(small, primitives={"mul": row}), cache_directory())
+    assert sorted(row["fingerprint"] for row in json.loads(path.read_text())["primitives"]) == sorted(
+        [small["mul"].fingerprint, "measured elsewhere"]
+    )
+    assert load_table("float64")["mul"] == better
+
+
+# --- other machines
+
+
+@pytest.fixture
+def other_log(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A processor on which torch's logarithm is now and then one digit off what it is here."""
+
+    def log(x: torch.Tensor) -> torch.Tensor:
+        result = torch.log(x)
+        rarely = x.view(torch.int32 if x.itemsize == 4 else torch.int64) % 1009 == 0
+        return torch.where(rarely, result * (1 + torch.finfo(x.dtype).eps), result)
+
+    monkeypatch.setitem(OPERATIONS, "log", replace(OPERATIONS["log"], function=log))
+    operations.fingerprint.cache_clear()
+    yield
+    operations.fingerprint.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_measured_on_other_code_are_refused_by_name(dtype: str, other_log: None) -> None:
+    assert unmeasured(dtype) == ["log"]
+    with pytest.raises(MissingTable, match=r"the code this processor runs of log: run `.* --missing`"):
+        load_table(dtype)
+
+
+def test_measuring_what_is_missing_completes_the_table(other_log: None) -> None:
+    store(measure("float64", seed=0, depth="quick", names=unmeasured("float64")), cache_directory())
+    table = load_table("float64")
+    assert unmeasured("float64") == []
+    assert table["log"].relative > 2.0
+    assert (table["log"].origin["depth"], table["exp"].origin["depth"], table.depth) == ("quick", "full", "quick")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_a_fingerprint_tells_one_changed_result_in_a_thousand(
+    name: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operation = OPERATIONS[name]
+    here = operations.fingerprint(name, dtype)
+    operations.fingerprint.cache_clear()
+    assert operations.fingerprint(name, dtype) == here
+
+    def changed(*arguments: torch.Tensor, **options: int) -> torch.Tensor:
+        result = operation.function(*arguments, **options)
+        flat = result.flatten()
+        normal = torch.nonzero(flat.isfinite() & (flat.abs() > 1e-30)).flatten()
+        flat[normal[:: max(len(normal) // 16, 1)]] *= 1 + 2 * torch.finfo(result.dtype).eps
+        return flat.view_as(result)
+
+    monkeypatch.setitem(OPERATIONS, name, replace(operation, function=changed))
+    operations.fingerprint.cache_clear()
+    assert operations.fingerprint(name, dtype) != here
+    operations.fingerprint.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_probes_reach_every_kind_of_number(dtype: str) -> None:
+    fmt = FORMATS[dtype]
+    (x,) = operations.probes(OPERATIONS["exp"], fmt)
+    assert len(x) == operations.PROBES
+    magnitude = x.abs()[x.isfinite()]
+    assert float(magnitude.min()) < float(fmt.min_normal)
+    assert float(magnitude.max()) > 0.4 * float(fmt.max)
+    assert int(((magnitude > 2.0**-16) & (magnitude < 2.0**16)).sum()) > operations.PROBES // 2
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", '{"schema": 1, "primitives": {}}', '{"schema": 2, "primitives": [{"name": "exp"}]}', "[]"]
+)
 def test_a_file_that_is_no_table_is_named(text: str, cache: Path) -> None:
-    path = cache / primitives.file_name("float32", "cpu", "eager")
+    path = cache / tables.file_name("float32", "cpu", "eager")
     path.write_text(text)
     with pytest.raises(MissingTable, match="is no table of rounding errors") as caught:
         load_table("float32")
@@ -166,9 +263,9 @@ def test_what_cannot_be_measured_is_refused() -> None:
 @pytest.fixture
 def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
     """Samples of ten thousand inputs or so."""
-    monkeypatch.setattr(primitives, "PATTERN_STEP", 1 << 18)
-    monkeypatch.setitem(primitives.PAIRS, "float32", 1 << 14)
-    monkeypatch.setattr(primitives, "PER_BUSY_BINADE", 16)
+    monkeypatch.setattr(samples, "PATTERN_STEP", 1 << 18)
+    monkeypatch.setitem(samples.PAIRS, "float32", 1 << 14)
+    monkeypatch.setattr(samples, "PER_BUSY_BINADE", 16)
 
 
 @pytest.fixture
@@ -229,7 +326,7 @@ def test_leaving_the_range_is_seen(planted: Planted, dtype: str) -> None:
         pytest.param(lambda x: torch.exp(x.nan_to_num()), id="a number for NaN"),
     ],
 )
-def test_a_wrong_nan_is_counted(planted: Planted, dtype: str, fault: primitives.Function) -> None:
+def test_a_wrong_nan_is_counted(planted: Planted, dtype: str, fault: operations.Function) -> None:
     row = planted("exp", fault, dtype)
     assert row.nan_errors > 0
     assert row.worst["nan_errors"][0] in ("inf", "-inf", "nan")
@@ -251,8 +348,8 @@ def test_a_layout_of_its_own_error_is_told_apart(dtype: str) -> None:
         return torch.exp(x) if x.is_contiguous() else torch.exp(x) * (1 + 2.0**-20)
 
     operation = replace(OPERATIONS["exp"], function=exp)
-    tallies = primitives.sampled_errors(operation, FORMATS[dtype], 0, 0)
-    assert primitives.layouts_to_sweep(tallies) == ("contiguous", "strided")
+    tallies = measurement.sampled_errors(operation, FORMATS[dtype], 0, 0)
+    assert measurement.layouts_to_sweep(tallies) == ("contiguous", "strided")
     assert tallies["short_rows"].differs["contiguous"] > 0
     assert tallies["short_rows"].differs["strided"] == 0
     assert tallies["strided"].relative > tallies["contiguous"].relative
@@ -265,20 +362,20 @@ def test_a_sweep_finds_the_one_bad_input() -> None:
         return torch.log(x) + 1e-3 * (x == bad) * (x.dtype == torch.float32)
 
     pattern = int(np.float32(bad).view(np.int32))
-    first, last = pattern - primitives.CHUNK - 5, pattern + 2 * primitives.CHUNK
-    tallies = primitives.swept_errors(replace(OPERATIONS["log"], function=log), ("contiguous",), first, last)
+    first, last = pattern - measurement.CHUNK - 5, pattern + 2 * measurement.CHUNK
+    tallies = measurement.swept_errors(replace(OPERATIONS["log"], function=log), ("contiguous",), first, last)
     assert tallies["contiguous"].cases == last - first
     assert tallies["contiguous"].relative[1] == (bad.hex(),)
-    sound = primitives.swept_errors(OPERATIONS["log"], ("contiguous",), first, last)
+    sound = measurement.swept_errors(OPERATIONS["log"], ("contiguous",), first, last)
     assert sound["contiguous"].relative[0] < 2
 
 
 def test_processes_find_what_one_process_finds() -> None:
-    sweep = partial(primitives._sweep_task, "sqrt", ("contiguous",))
+    sweep = partial(measurement._sweep_task, "sqrt", ("contiguous",))
     tasks = [("sqrt", partial(sweep, first, first + 50_000)) for first in (-25_000, 2**30)]
     seen: list[float] = []
-    apart = primitives._gathered(tasks, 2, lambda name, fraction: seen.append(fraction))
-    assert apart == primitives._gathered(tasks, 1, lambda name, fraction: None)
+    apart = measurement._gathered(tasks, 2, lambda name, fraction: seen.append(fraction))
+    assert apart == measurement._gathered(tasks, 1, lambda name, fraction: None)
     assert apart["sqrt"]["contiguous"].cases == 100_000
     assert seen == [0.5, 1.0]
 
@@ -289,14 +386,14 @@ def test_processes_find_what_one_process_finds() -> None:
 @pytest.mark.parametrize("name", [name for name in OPERATIONS if name != "scaled_k1"])
 def test_arb_and_float64_agree_on_float32(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     operation, fmt = OPERATIONS[name], FORMATS["float32"]
-    monkeypatch.setattr(primitives, "PATTERN_STEP", 1 << 22)
-    monkeypatch.setitem(primitives.PAIRS, "float32", 1 << 10)
-    inputs = primitives.sample(operation, fmt, 3, 0)
+    monkeypatch.setattr(samples, "PATTERN_STEP", 1 << 22)
+    monkeypatch.setitem(samples.PAIRS, "float32", 1 << 10)
+    inputs = samples.sample(operation, fmt, 3, 0)
     results = {layout: apply(operation.function, *inputs) for layout, apply in operation.layouts.items()}
     exact = next(iter(operation.layouts.values()))(operation.function, *(each.double() for each in inputs))
-    by_arb = primitives.judge_by_arb(operation, fmt, inputs, results)
+    by_arb = errors.judge_by_arb(operation, fmt, inputs, results)
     for layout, computed in results.items():
-        by_double = primitives.judge_by_float64(operation, fmt, inputs, computed, exact)
+        by_double = errors.judge_by_float64(operation, fmt, inputs, computed, exact)
         arb = by_arb[layout]
         assert by_double.relative[0] == pytest.approx(arb.relative[0], rel=1e-7, abs=1e-7)
         assert by_double.absolute[0] == pytest.approx(arb.absolute[0], rel=1e-7, abs=1e-7)
@@ -310,27 +407,27 @@ def test_the_short_cut_for_chunks_that_are_alike_changes_nothing(name: str) -> N
     operation, fmt = OPERATIONS[name], FORMATS["float32"]
     x = torch.linspace(8, 9, 10_001)
     computed, exact = operation.function(x), operation.function(x.double())
-    arguments = (operation, fmt, (x,), computed, exact, primitives.NOTHING_SEEN)
-    short = primitives._plain_tally(*arguments)
+    arguments = (operation, fmt, (x,), computed, exact, errors.NOTHING_SEEN)
+    short = errors._plain_tally(*arguments)
     assert short is not None
-    assert short == primitives._full_tally(*arguments)
+    assert short == errors._full_tally(*arguments)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 0.0, 1.0])
 def test_the_short_cut_for_one_result_throughout_still_compares(value: float) -> None:
     fmt, x = FORMATS["float32"], torch.ones(100)
     exact = torch.full((100,), value, dtype=torch.float64)
-    right = primitives.judge_by_float64(OPERATIONS["log"], fmt, (x,), exact.float(), exact)
-    assert right == primitives.Tally(cases=100)
+    right = errors.judge_by_float64(OPERATIONS["log"], fmt, (x,), exact.float(), exact)
+    assert right == errors.Tally(cases=100)
     computed = exact.float()
     computed[17] = -2.0
-    wrong = primitives.judge_by_float64(OPERATIONS["log"], fmt, (x,), computed, exact)
+    wrong = errors.judge_by_float64(OPERATIONS["log"], fmt, (x,), computed, exact)
     assert wrong.nan_errors[0] + wrong.relative[0] + wrong.absolute[0] > 0
 
 
 def test_poles_and_outsides_of_domains_are_as_ieee_has_them() -> None:
     def exact(name: str, *point: float) -> float:
-        return float(primitives.enclosure(OPERATIONS[name], point, 60))
+        return float(errors.enclosure(OPERATIONS[name], point, 60))
 
     assert (exact("reciprocal", 0.0), exact("reciprocal", -0.0)) == (math.inf, -math.inf)
     assert (exact("log", 0.0), exact("log1p", -1.0)) == (-math.inf, -math.inf)
@@ -346,7 +443,7 @@ def test_poles_and_outsides_of_domains_are_as_ieee_has_them() -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_sample_has_every_binade_and_all_special_values(dtype: str) -> None:
     fmt = FORMATS[dtype]
-    (x,) = primitives.sample(OPERATIONS["exp"], fmt, 0, 0)
+    (x,) = samples.sample(OPERATIONS["exp"], fmt, 0, 0)
     assert x.dtype == fmt.torch_dtype
     for side in (x, -x):
         positive = side[(side > 0) & side.isfinite()]
@@ -356,15 +453,15 @@ def test_the_sample_has_every_binade_and_all_special_values(dtype: str) -> None:
         assert float(positive.min()) == float(fmt.min_subnormal)
         assert float(positive.max()) == float(fmt.max)
     assert bool(x.isnan().any())
-    (positive_only,) = primitives.sample(OPERATIONS["lgamma"], fmt, 0, 0)
+    (positive_only,) = samples.sample(OPERATIONS["lgamma"], fmt, 0, 0)
     assert bool((positive_only[~positive_only.isnan()] > 0).all())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_pairs_can_be_broadcast_and_meet_at_the_edges(dtype: str) -> None:
     fmt = FORMATS[dtype]
-    first, second = primitives.sample(OPERATIONS["mul"], fmt, 0, 0)
-    runs = second.view(-1, primitives.RUN)
+    first, second = samples.sample(OPERATIONS["mul"], fmt, 0, 0)
+    runs = second.view(-1, operations.RUN)
     assert bool(((runs == runs[:, :1]) | runs.isnan()).all())
     product = first.double().abs().log2() + second.double().abs().log2()
     for edge in (fmt.max, fmt.min_normal, fmt.min_subnormal):

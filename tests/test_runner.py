@@ -94,10 +94,10 @@ def load_fake(spec: str) -> Any:
     return SimpleNamespace(name=Path(spec).stem)
 
 
-def fake_page(spec: str, settings: Settings) -> Mapping[str, Any]:
-    if spec == "huber":
+def fake_page(subject: Any, settings: Settings) -> Mapping[str, Any]:
+    if subject.name == "huber":
         raise RuntimeError("no page today")
-    return {"energy_latex": "u", "seed": spec}
+    return {"energy_latex": "u", "seed": subject.name}
 
 
 def _checks(**acts: Any) -> dict[str, FakeCheck]:

@@ -288,13 +288,14 @@ def verify(
 def _measure_what_is_lacking(settings: Settings) -> None:
     """Budgets rest on a table for this very processor and torch: one that nobody has measured is measured, and said."""
     from verify.environment import primitive_tables
-    from verify.primitives import cache_directory, measure, store
+    from verify.primitives import cache_directory, measure, store, unmeasured
 
     _, lacking = primitive_tables(settings.dtypes)
     for dtype in sorted(lacking, reverse=True):
         click.echo(f"{lacking[dtype]}; a quick measurement stands in for it", err=True)
         with _fraction(f"measuring {dtype}") as advance:
-            store(measure(dtype, seed=settings.seed, depth="quick", progress=advance), cache_directory())
+            table = measure(dtype, seed=settings.seed, depth="quick", names=unmeasured(dtype), progress=advance)
+        store(table, cache_directory())
 
 
 def _run(specs: Sequence[str], settings: Settings, jobs: int | None, journal: Journal | None) -> tuple[Report, bool]:
@@ -403,21 +404,28 @@ def _plain_progress() -> tuple[Callable[[int], None], Callable[[Finding], None]]
     show_default=True,
     help="full tries every float32 input and takes minutes, quick takes seconds.",
 )
+@click.option("--missing", is_flag=True, help="Only those of which no table holds for this processor.")
 @seed_option
 @click.option(
     "-o", "--output", type=_DIRECTORY, metavar="DIR", help="Where the tables go; the user's cache by default."
 )
 @json_option
-def primitives(dtype: tuple[str, ...], depth: Any, seed: int, output: Path | None, json_path: Path | None) -> None:
+def primitives(
+    dtype: tuple[str, ...], depth: Any, missing: bool, seed: int, output: Path | None, json_path: Path | None
+) -> None:
     """Measure the rounding error of each torch primitive on this machine; budgets rest on it."""
     from verify.listing import primitive_table
-    from verify.primitives import cache_directory, measure, store
+    from verify.primitives import OPERATIONS, cache_directory, measure, store, unmeasured
 
     tables = []
     # float64 first: it is what float32 is measured against.
     for name in sorted(dtype or Settings.dtypes, reverse=True):
+        chosen = unmeasured(name) if missing else list(OPERATIONS)
+        if not chosen:
+            click.echo(f"{name}: all {len(OPERATIONS)} primitives are measured as this processor runs them")
+            continue
         with _fraction(f"measuring {name}") as advance:
-            table = measure(name, seed=seed, depth=depth, progress=advance)
+            table = measure(name, seed=seed, depth=depth, names=chosen, progress=advance)
         _print(primitive_table(table), f"wrote {store(table, output or cache_directory())}", "")
         tables.append(table.as_dict())
     _write_json({"tables": tables}, json_path)

@@ -9,10 +9,10 @@ import platform
 import shutil
 from collections.abc import Iterable
 from functools import lru_cache
-from pathlib import Path
 
 import torch
 
+from verify.machine import cpu_model
 from verify.primitives import MissingTable, load_table
 
 DEVICES = ("cpu", "cuda")
@@ -40,7 +40,7 @@ def environment() -> dict[str, str]:
         **versions(),
         "platform": platform.platform(),
         "device": ", ".join(device_names()),
-        "cpu": f"{_cpu_model()} ({torch.backends.cpu.get_cpu_capability()})",
+        "cpu": f"{cpu_model()} ({torch.backends.cpu.get_cpu_capability()})",
     }
 
 
@@ -98,13 +98,5 @@ def primitive_tables(dtypes: Iterable[str]) -> tuple[dict[str, str], dict[str, s
             lacking[dtype] = str(error)
         else:
             cases = sum(row.cases for row in table.values())
-            found[dtype] = f"{len(table)} primitives, {table.environment['depth']} measurement, {cases:,} cases"
+            found[dtype] = f"{len(table)} primitives, {table.depth} measurement, {cases:,} cases"
     return found, lacking
-
-
-def _cpu_model() -> str:
-    """The processor's name as the system gives it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine()

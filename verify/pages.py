@@ -19,16 +19,15 @@ from verify.oracle import Oracle
 from verify.primitives import load_table
 from verify.rounded import Arithmetic, run
 from verify.settings import Settings
-from verify.subject import Subject, load_subject
+from verify.subject import Subject
 
 CURVE_POINTS = 241
 ERROR_POINTS = 600
 HALF_WIDTHS = (0.5, 1.0, 2.0)  # values of m that are plotted
 
 
-def page(spec: str, settings: Settings) -> Mapping[str, Any]:
+def page(subject: Subject, settings: Settings) -> Mapping[str, Any]:
     """Plain JSON values for one kernel's section of the report."""
-    subject = load_subject(spec)
     kernel = subject.kernel
     shown: dict[str, Any] = {
         "energy_latex": latex(kernel.energy),

@@ -32,7 +32,7 @@ class Workbench:
 
     load: Callable[[str], Subject]
     checks: Callable[[], Mapping[str, Check]]
-    page: Callable[[str, Settings], Page]
+    page: Callable[[Subject, Settings], Page]
 
 
 def _load(spec: str) -> Subject:
@@ -47,10 +47,10 @@ def _checks() -> Mapping[str, Check]:
     return CHECKS
 
 
-def _page(spec: str, settings: Settings) -> Page:
+def _page(subject: Subject, settings: Settings) -> Page:
     from verify.pages import page
 
-    return page(spec, settings)
+    return page(subject, settings)
 
 
 WORKBENCH = Workbench(load=_load, checks=_checks, page=_page)
@@ -79,7 +79,7 @@ def perform(task: Task, settings: Settings, bench: Workbench) -> Finding | Page:
     """Runs one task in this process. A check that raises, or gives an answer that cannot be, is a failed finding."""
     try:
         if task.cell is None:
-            return _through_json(bench.page(task.spec, settings))
+            return _through_json(bench.page(subject(bench, task.spec), settings))
         check = bench.checks()[task.cell.check]
         finding = check.run(subject(bench, task.spec), task.cell, settings)
         if not isinstance(finding, Finding) or finding.cell != task.cell:

@@ -1,0 +1,19 @@
+"""The rounding error of each torch primitive: what is measured, how, and the tables that keep it."""
+
+from verify.primitives.measurement import DEPTHS, measure
+from verify.primitives.operations import OPERATIONS, Operation
+from verify.primitives.tables import MissingTable, Primitive, Table, cache_directory, load_table, store, unmeasured
+
+__all__ = [
+    "DEPTHS",
+    "OPERATIONS",
+    "MissingTable",
+    "Operation",
+    "Primitive",
+    "Table",
+    "cache_directory",
+    "load_table",
+    "measure",
+    "store",
+    "unmeasured",
+]
