@@ -42,6 +42,7 @@ __all__ = [
     "log1p",
     "log1p_square",
     "logcosh",
+    "minus",
     "product",
     "ratio",
     "recipe_of",
@@ -242,6 +243,17 @@ class product(Atom):
         return args[0] * args[1]
 
 
+class minus(Atom):
+    """x − y, kept together: close numbers are subtracted without an error, if nothing was added to one before."""
+
+    @classmethod
+    def define(cls, *args: Expr) -> Expr:
+        return args[0] - args[1]
+
+    def fdiff(self, argindex: int = 1) -> Expr:
+        return S.One if argindex == 1 else S.NegativeOne
+
+
 class saturated(Atom):
     """x, where overflow gives ± the largest finite number instead of ±∞: so that 0·x stays 0."""
 
@@ -275,7 +287,7 @@ class dominated_difference(Atom):
 
 
 ATOMS: tuple[type[Atom], ...] = (
-    sigmoid, softplus, logcosh, sech2, tanh_ratio, log1p_square, clip, ratio, product, exp_times,
+    sigmoid, softplus, logcosh, sech2, tanh_ratio, log1p_square, clip, ratio, product, minus, exp_times,
     saturated, bounded, scaled_k1, dominated_difference,
 )  # fmt: skip
 

@@ -126,9 +126,11 @@ class _Latex(LatexPrinter):  # type: ignore[misc]
         call = rf"e^{{{self._print(expr.args[0])}}} \left({self._print(expr.args[1])}\right)"
         return call if exp is None else rf"\left({call}\right)^{{{exp}}}"
 
-    def _print_dominated_difference(self, expr: Basic, exp: str | None = None) -> str:
+    def _print_minus(self, expr: Basic, exp: str | None = None) -> str:
         call = rf"\left({self._print(expr.args[0])} - {self._print(expr.args[1])}\right)"
         return call if exp is None else rf"{call}^{{{exp}}}"
+
+    _print_dominated_difference = _print_minus
 
 
 def _plain_call(name: str) -> Any:

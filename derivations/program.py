@@ -48,6 +48,7 @@ from derivations.atoms import (
     expm1,
     hypot,
     log1p,
+    minus,
     product,
     ratio,
     recipe_of,
@@ -66,7 +67,7 @@ ELEMENTARY: dict[type[Basic], str] = {
     Abs: "abs", sign: "sign", exp: "exp", expm1: "expm1", log: "log", log1p: "log1p", tanh: "tanh", sinh: "sinh",
     cosh: "cosh", asinh: "asinh", erf: "erf", loggamma: "lgamma", hypot: "hypot", sigmoid: "sigmoid",
     scaled_k1: "scaled_k1", saturated: "saturated", bounded: "bounded", tanh_ratio: "tanh_ratio",
-    dominated_difference: "dominated_difference",
+    dominated_difference: "dominated_difference", ratio: "div", product: "mul", minus: "sub",
 }  # fmt: skip
 RELATIONS: dict[type[Basic], str] = {Lt: "lt", Le: "le", Gt: "gt", Ge: "ge", Eq: "eq", Ne: "ne"}
 
@@ -150,8 +151,6 @@ class _Lowering:
         if isinstance(expr, clip):
             x, low, high = expr.args
             return self.extremum(Max(x, low, evaluate=False), high)
-        if isinstance(expr, ratio | product):
-            return self.emit("div" if isinstance(expr, ratio) else "mul", *map(self.value, expr.args))
         if type(expr) in ELEMENTARY:
             return self.emit(ELEMENTARY[type(expr)], *map(self.value, expr.args))
         if isinstance(expr, Atom) and (recipe := recipe_of(expr)) is not None:

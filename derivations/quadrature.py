@@ -23,7 +23,7 @@ from derivations.kernel import Kernel
 
 FAR = 64  # the last dyadic interval ends at most at 2^FAR scales; heavy tails need that many
 NEAR = 8  # the first ends at 2^−NEAR
-BITS = 160
+BITS = 64  # a normaliser is held against its closed form to what this leaves
 
 
 class HalfIntegral:

@@ -43,6 +43,9 @@ from derivations.atoms import (
     hypot,
     log1p,
     log1p_square,
+    minus,
+    product,
+    ratio,
     sech2,
     softplus,
 )  # fmt: skip
@@ -214,7 +217,11 @@ def _power_of_squares(power: Expr) -> Expr:
 
 
 def _sum_of_squares(total: Expr) -> Expr:
-    """a² + b² = hypot(a, b)², and a² + b² − c² = (hypot(a, b) − c)(hypot(a, b) + c)."""
+    """a² + b² = hypot(a, b)², and a² + b² − c² = (hypot(a, b) − |c|)(hypot(a, b) + |c|).
+
+    hypot(a, b) − |c| is formed as (a − |c|) + b²/(hypot(a, b) + a): where |c| is close to a, and b is small, the
+    rounding of hypot(a, b) would be all that is left of the difference.
+    """
     norm = _hypot_of(total)
     if norm is not None:
         return norm**2
@@ -225,7 +232,14 @@ def _sum_of_squares(total: Expr) -> Expr:
     if len(positive) == 1 < len(negative):
         return -_sum_of_squares(-total)
     norm, gone = _norm_of(Add(*positive)), _square_root(-negative[0])
-    return total if norm is None or gone is None else (norm - gone) * (norm + gone)
+    if norm is None or gone is None:
+        return total
+    leading = next((root for root in map(_square_root, positive) if root is not None and root.has(m)), None)
+    if leading is None or not leading.is_positive or norm == leading:
+        return (norm - gone) * (norm + gone)
+    rest = _norm_of(Add(*positive) - leading**2)
+    smaller = minus(leading, Abs(gone)) + product(rest, ratio(rest, norm + leading))
+    return smaller * (norm + Abs(gone))
 
 
 def _hypot_of(total: Expr) -> Expr | None:

@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 from sympy import Symbol, exp, log
 
+import implicit_em
 from verify.finding import Cell, Finding
 from verify.formats import FORMATS
 from verify.judge import Tally, cell_seed, point
-from verify.mixed import ULPS, mixed_budget
+from verify.mixed import ULPS, mixed_budget, unavoidable
 from verify.oracle import Enclosures, Oracle
+from verify.primitives import load_table
+from verify.rounded import Arithmetic, run
 
 CELL = Cell("energy.accuracy", "k", "energy", "float64")
 F64, F32 = FORMATS["float64"], FORMATS["float32"]
@@ -184,3 +187,26 @@ def test_underflow_may_flush_to_zero(fmt: Any) -> None:
     column = np.array([np.sqrt(float(fmt.min_normal)) / 4], fmt.numpy_dtype)
     truth = oracle(column)
     assert truth.ulp_error(np.zeros(1, fmt.numpy_dtype), fmt) <= mixed_budget(oracle, [column], truth, fmt)
+
+
+def test_underflow_inside_is_granted_and_no_more() -> None:
+    """σ(−αu) is flushed to zero, and α would have lifted it into the normal range; with a tamer α it stays a fault."""
+    module = implicit_em.kernel("logistic").module
+    u, alpha = Symbol("u", real=True), Symbol("alpha", positive=True)
+    oracle = Oracle(-alpha / (1 + exp(alpha * u)), (u, alpha), F32)
+    columns = [np.array([1.13712, 0.75], np.float32), np.array([78.1561, 78.1561], np.float32)]
+    arithmetic = Arithmetic(F32, load_table("float32"))
+    lost = unavoidable(lambda points: run(module.influence, points), arithmetic, columns)
+    truth = oracle(*columns)
+    error = truth.ulp_error(np.zeros(2, np.float32), F32)
+    assert list(error <= mixed_budget(oracle, columns, truth, F32, lost)) == [True, False]
+    assert list(error <= mixed_budget(oracle, columns, truth, F32)) == [False, False]
+
+
+def test_a_primitive_too_coarse_for_eight_ulps_is_granted_its_own_error() -> None:
+    arithmetic = replace(Arithmetic(F32, load_table("float32")), exact_up_to=ULPS)
+    one = np.ones(1, np.longdouble)
+    coarse = arithmetic.widen("scaled_k1", one, one)
+    fine = arithmetic.widen("hypot", one, one)
+    assert float((coarse[1] - coarse[0])[0]) > 2 * ULPS * float(F32.unit_roundoff)
+    assert float((fine[1] - fine[0])[0]) < 1e-17

@@ -47,8 +47,9 @@ class Tally:
         truth: Enclosures,
         low: Long,
         high: Long,
+        budget: Long | None = None,
     ) -> None:
-        """Judges the points for which correct code has a result.
+        """Judges the points for which correct code has a result, by `budget`, in ulps, where one is given.
 
         Autograd multiplies local derivatives: once one of them has overflowed and another is 0, NaN is what correct
         autograd returns, and ∞ where the true derivative is finite. Such points are counted in `unspecified` and in no
@@ -64,13 +65,11 @@ class Tally:
             truth.settled[keep],
             None if truth.hull is None else truth.hull[keep],
         )
-        self.judge(
-            {name: column[keep] for name, column in columns.items()},
-            got[keep],
-            kept,
-            low[keep],
-            high[keep],
-        )
+        columns = {name: column[keep] for name, column in columns.items()}
+        if budget is None:
+            self.judge(columns, got[keep], kept, low[keep], high[keep])
+        else:
+            self.judge_errors(columns, kept.ulp_error(got[keep], self.fmt), budget[keep], kept)
 
     def judge(
         self,

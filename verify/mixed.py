@@ -1,13 +1,15 @@
 """The mixed budget: what an accurate implementation may err that rounds in another order than the generated one.
 
 It grants `ULPS` ulps of perturbation in each argument, what those move the true result by, `ULPS` ulps in the result
-(mixed forward-backward stability, Higham 2002, section 1.5), and the smallest normal number for underflow, which may
-flush to zero. A correct rewriting passes; an expression that cancels more than its problem demands does not.
+(mixed forward-backward stability, Higham 2002, section 1.5), the smallest normal number for underflow, which may
+flush to zero, and what no code made of torch's primitives avoids. A correct rewriting passes; an expression that
+cancels more than its problem demands does not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,15 +17,38 @@ from numpy.typing import NDArray
 
 from verify.formats import Format, spacing
 from verify.oracle import Enclosures, Long, Oracle
+from verify.rounded import Arithmetic, Rounded
 
 ULPS = 8
 
 
-def mixed_budget(oracle: Oracle, columns: Sequence[NDArray[Any]], truth: Enclosures, fmt: Format) -> Long:
-    """In ulps of the true result, one per point; ∞ where a perturbed definition has no value."""
+def unavoidable(
+    code: Callable[[Sequence[Rounded]], Rounded], arithmetic: Arithmetic, columns: Sequence[Any]
+) -> Rounded:
+    """What `code` makes of the columns if each primitive is exact that errs by no more than `ULPS` ulps.
+
+    What is left is underflow inside, an exponential flushed to zero before it meets a large factor, and the error of a
+    primitive so coarse that no rewriting helps.
+    """
+    forgiving = replace(arithmetic, exact_up_to=ULPS)
+    return code([forgiving.point(column) for column in columns])
+
+
+def mixed_budget(
+    oracle: Oracle, columns: Sequence[NDArray[Any]], truth: Enclosures, fmt: Format, lost: Rounded | None = None
+) -> Long:
+    """In ulps of the true result, one per point; ∞ where a perturbed definition has no value.
+
+    Args:
+        lost: results that the generated code has for reasons that a rewriting shares; see `unavoidable`.
+    """
     total = np.full(truth.mid.shape, np.longdouble(ULPS))
     size = spacing(truth.mid, fmt)
     total = total + fmt.min_normal / size
+    if lost is not None:
+        with np.errstate(all="ignore"):
+            reach = np.maximum(lost.high - truth.mid, truth.mid - lost.low) / size
+        total = total + np.where(np.isfinite(reach), np.maximum(reach, 0), 0)
     for index, column in enumerate(columns):
         moved = np.zeros_like(total)
         step = np.longdouble(ULPS) * spacing(column.astype(np.longdouble), fmt)

@@ -46,10 +46,14 @@ RANGES: dict[str, tuple[float, float]] = {
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """A format with the measured errors of its primitives."""
+    """A format with the measured errors of its primitives.
+
+    A primitive that errs by no more than `exact_up_to`, in u, is taken for exact but for underflow and overflow.
+    """
 
     fmt: Format
     table: Table
+    exact_up_to: float = 0.0
 
     def point(self, values: Any) -> Rounded:
         """Exact inputs."""
@@ -65,7 +69,8 @@ class Arithmetic:
         primitive = self.table[name]
         fmt = self.fmt
         correct = name in IEEE
-        relative = np.longdouble(max(primitive.relative, correct)) * fmt.unit_roundoff + MARGIN
+        error = max(primitive.relative, correct)
+        relative = np.longdouble(error if error > self.exact_up_to else 0) * fmt.unit_roundoff + MARGIN
         floor = (np.longdouble(max(primitive.absolute, 0.5 * correct)) + MARGIN) * fmt.min_subnormal
         scale_low, scale_high = np.abs(low), np.abs(high)
         if primitive.reference_scale != "|y|":

@@ -1,6 +1,6 @@
 """Exponential distance: the sharpest energy of the catalogue. The seed writes z for u."""
 
-from sympy import Abs, E, Max, Piecewise, Symbol, exp, expint, log, oo, sinh, tanh
+from sympy import Abs, E, Max, Piecewise, Symbol, exp, expint, log, oo, sign, sinh, tanh
 
 from derivations.atoms import bounded, clip, dominated_difference, exp_times, expm1, product, ratio
 from derivations.geometry import m, u, z
@@ -27,6 +27,8 @@ KERNEL = Kernel(
     parameters=[alpha],
     source="the founding documents, number 003",
     stable={
+        # α·e^{α|u|} in halves: it overflows where the product does, and not where its second factor alone does.
+        "influence": sign(u) * product(root, product(root, alpha)),
         "irls_weight": product(root, product(root, ratio(alpha, Abs(u)))),
         "activation": tanh(half),
         "activation_grad": 2

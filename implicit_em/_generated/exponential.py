@@ -5,7 +5,7 @@ from torch import Tensor
 
 from implicit_em.primitives import bounded, dominated_difference, saturated
 
-SPEC = "6fb8f173623e684c3beca139dcb8585ba14a846f1a7818c1606980ebe087321b"
+SPEC = "fb4fd744b4090114c7edf6a2ad831227b986653346dbd8a71da001ca77296b5c"
 NAME = "exponential"
 GEOMETRY = "location"
 EVEN = True
@@ -32,14 +32,16 @@ def energy(z: Tensor, mu: Tensor, alpha: Tensor) -> Tensor:
 
 
 def influence(u: Tensor, alpha: Tensor) -> Tensor:
-    """alpha*exp(alpha*|u|)*sign(u)"""
+    """product(exp(alpha*|u|/2), product(exp(alpha*|u|/2), alpha))*sign(u)"""
     t0 = torch.abs(u)
     t1 = t0 * alpha
-    t2 = torch.exp(t1)
-    t3 = torch.sign(u)
-    t4 = t2 * t3
-    t5 = t4 * alpha
-    return t5
+    t2 = 0.5 * t1
+    t3 = torch.exp(t2)
+    t4 = t3 * alpha
+    t5 = t3 * t4
+    t6 = torch.sign(u)
+    t7 = t5 * t6
+    return t7
 
 
 def irls_weight(u: Tensor, alpha: Tensor) -> Tensor:

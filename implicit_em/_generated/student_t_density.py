@@ -97,44 +97,49 @@ def activation(z: Tensor, m: Tensor, nu: Tensor, sigma: Tensor) -> Tensor:
 
 
 def activation_grad(z: Tensor, m: Tensor, nu: Tensor, sigma: Tensor) -> Tensor:
-    """m*(nu + 1)*(-z + hypot(m, sqrt(nu)*sigma))*(z + hypot(m, sqrt(nu)*sigma))*sech2((nu/2 + 1/2)*as…"""
-    t0 = torch.sqrt(nu)
-    t1 = t0 * sigma
-    t2 = torch.hypot(m, t1)
-    t3 = z + t2
-    t4 = z - m
-    t5 = torch.hypot(t1, t4)
-    t6 = t3 / t5
-    t7 = t2 - z
-    t8 = t7 / t5
-    t9 = t6 * t8
-    t10 = m - z
-    t11 = -t10
-    t12 = torch.hypot(t1, t11)
-    t13 = z / t12
-    t14 = m + z
-    t15 = torch.hypot(t1, t14)
-    t16 = m / t15
-    t17 = t13 * t16
-    t18 = 2.0 * t17
-    t19 = torch.asinh(t18)
-    t20 = torch.abs(t19)
-    t21 = 0.5 * nu
-    t22 = t21 + 0.5
-    t23 = t20 * t22
-    t24 = -2.0 * t23
-    t25 = torch.exp(t24)
-    t26 = t25 + 1.0
-    t27 = t25 / t26
-    t28 = t27 / t26
-    t29 = 4.0 * t28
-    t30 = t29 / t15
-    t31 = t9 * t30
-    t32 = nu + 1.0
-    t33 = t32 / t15
-    t34 = t31 * t33
-    t35 = t34 * m
-    return t35
+    """m*(nu + 1)*(minus(m, |z|) + product(sqrt(nu)*sigma, ratio(sqrt(nu)*sigma, m + hypot(m, sqrt(nu)…"""
+    t0 = torch.abs(z)
+    t1 = torch.sqrt(nu)
+    t2 = t1 * sigma
+    t3 = torch.hypot(m, t2)
+    t4 = t0 + t3
+    t5 = z - m
+    t6 = torch.hypot(t2, t5)
+    t7 = t4 / t6
+    t8 = m - t0
+    t9 = m + t3
+    t10 = t2 / t9
+    t11 = t2 * t10
+    t12 = t8 + t11
+    t13 = t12 / t6
+    t14 = t7 * t13
+    t15 = m - z
+    t16 = -t15
+    t17 = torch.hypot(t2, t16)
+    t18 = z / t17
+    t19 = m + z
+    t20 = torch.hypot(t2, t19)
+    t21 = m / t20
+    t22 = t18 * t21
+    t23 = 2.0 * t22
+    t24 = torch.asinh(t23)
+    t25 = torch.abs(t24)
+    t26 = 0.5 * nu
+    t27 = t26 + 0.5
+    t28 = t25 * t27
+    t29 = -2.0 * t28
+    t30 = torch.exp(t29)
+    t31 = t30 + 1.0
+    t32 = t30 / t31
+    t33 = t32 / t31
+    t34 = 4.0 * t33
+    t35 = t34 / t20
+    t36 = t14 * t35
+    t37 = nu + 1.0
+    t38 = t37 / t20
+    t39 = t36 * t38
+    t40 = t39 * m
+    return t40
 
 
 def log_normalizer(nu: Tensor, sigma: Tensor) -> Tensor:

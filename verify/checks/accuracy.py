@@ -14,7 +14,7 @@ from verify.checks.check import Check, expected, numeric_cells
 from verify.finding import Cell, Finding
 from verify.formats import format_of
 from verify.judge import Tally, cell_seed
-from verify.mixed import ULPS, mixed_budget
+from verify.mixed import ULPS, mixed_budget, unavoidable
 from verify.oracle import Oracle
 from verify.primitives import load_table
 from verify.rounded import Arithmetic, run
@@ -53,8 +53,9 @@ def _run(subject: Subject, cell: Cell, settings: Settings) -> Finding:
         columns = list(batch.columns.values())
         truth = oracle(*columns)
         if handwritten:
-            error, budget = truth.ulp_error(got, fmt), mixed_budget(oracle, columns, truth, fmt)
-            tally.judge_errors(batch.columns, error, budget, truth)
+            lost = unavoidable(lambda points: run(generated, points), arithmetic, columns)
+            budget = mixed_budget(oracle, columns, truth, fmt, lost)
+            tally.judge_errors(batch.columns, truth.ulp_error(got, fmt), budget, truth)
             return
         allowed = run(generated, [arithmetic.point(column) for column in columns])
         low, high = (np.broadcast_to(side, columns[0].shape) for side in (allowed.low, allowed.high))

@@ -8,12 +8,14 @@ Arb's enclosures on a stratified sample.
 from __future__ import annotations
 
 import signal
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,7 +23,7 @@ from verify.formats import FORMATS, Format, format_of
 from verify.machine import cpu_model
 from verify.primitives.errors import NOTHING_SEEN, Tally, differences, judge_by_arb, judge_by_float64
 from verify.primitives.operations import OPERATIONS, Operation, fingerprint
-from verify.primitives.samples import sample
+from verify.primitives.samples import neighbours, sample
 from verify.primitives.tables import Layout, MissingTable, Primitive, Table, load_table
 
 Depth = Literal["full", "quick"]
@@ -33,6 +35,8 @@ SHARDS: dict[Depth, int] = {"quick": 1, "full": 32}
 # A chunk of patterns that stays in the second-level cache.
 CHUNK = 1 << 16
 SWEEP_TASK = 1 << 26
+# Steps of the search for errors larger than those of a sample.
+CLIMBS = 32
 
 Tallies = dict[str, Tally]
 """By layout."""
@@ -40,8 +44,8 @@ Task = tuple[str, partial[Tallies]]
 """The name of a primitive, and a piece of work on it that can be sent to another process."""
 
 
-def sampled_errors(operation: Operation, fmt: Format, seed: int, shard: int) -> Tallies:
-    """The errors of every layout on one shard of the sample."""
+def sampled_errors(operation: Operation, fmt: Format, seed: int, shard: int, climbs: int = 0) -> Tallies:
+    """The errors of every layout on one shard of the sample, and on so many steps up from the worst of them."""
     inputs = sample(operation, fmt, seed, shard)
     results = {name: apply(operation.function, *inputs) for name, apply in operation.layouts.items()}
     differs = differences(results)
@@ -52,7 +56,29 @@ def sampled_errors(operation: Operation, fmt: Format, seed: int, shard: int) -> 
     else:
         exact = _reference(operation, inputs)
         tallies = {name: _judged(operation, fmt, inputs, got, exact) for name, got in distinct.items()}
+    tallies = _added(tallies, climbed_errors(operation, fmt, tallies, climbs, (seed, shard)))
     return {name: replace(tallies[alike[name]], differs=differs[name]) for name in results}
+
+
+def climbed_errors(operation: Operation, fmt: Format, sampled: Tallies, climbs: int, seed: tuple[int, ...]) -> Tallies:
+    """Searches for larger relative errors around the largest seen of each layout, ever closer to it."""
+    total: Tallies = {}
+    for name, tally in sampled.items():
+        rng = np.random.default_rng([*seed, zlib.crc32(f"{operation.name} {name}".encode())])
+        for step in range(climbs if tally.relative[1] else 0):
+            best = max(tally.relative, total.get(name, NOTHING_SEEN).relative)
+            radius = 2.0 ** -(2 + step * (fmt.precision - 4) / climbs)
+            inputs = neighbours(fmt, rng, [float.fromhex(x) for x in best[1]], radius)
+            results = {name: operation.layouts[name](operation.function, *inputs)}
+            total = _added(total, judge_by_arb(operation, fmt, inputs, results))
+    return total
+
+
+def _added(first: Tallies, second: Tallies) -> Tallies:
+    return {
+        name: first.get(name, NOTHING_SEEN) + second.get(name, NOTHING_SEEN)
+        for name in dict.fromkeys([*first, *second])
+    }
 
 
 def _judged(operation: Operation, fmt: Format, inputs: Sequence[Tensor], computed: Tensor, exact: Tensor) -> Tally:
@@ -179,7 +205,9 @@ def measure(
 
     chosen = {name: OPERATIONS[name] for name in (OPERATIONS if names is None else names)}
     tasks = [
-        (name, partial(_sample_task, name, dtype, seed, shard)) for name in chosen for shard in range(SHARDS[depth])
+        (name, partial(_sample_task, name, dtype, seed, shard, 0 if sweeps and operation.arguments == 1 else CLIMBS))
+        for name, operation in chosen.items()
+        for shard in range(SHARDS[depth])
     ]
     sampled = _gathered(tasks, jobs, _stage(progress, 0.0, 0.1 if sweeps else 1.0))
     swept = _gathered(_sweep_tasks(sampled), jobs, _stage(progress, 0.1, 1.0)) if sweeps else {}
@@ -211,8 +239,8 @@ def _reference_table(seed: int, device: str, backend: str) -> Table:
         return measure("float64", seed=seed, depth="quick", device=device, backend=backend)
 
 
-def _sample_task(name: str, dtype: str, seed: int, shard: int) -> Tallies:
-    return sampled_errors(OPERATIONS[name], FORMATS[dtype], seed, shard)
+def _sample_task(name: str, dtype: str, seed: int, shard: int, climbs: int) -> Tallies:
+    return sampled_errors(OPERATIONS[name], FORMATS[dtype], seed, shard, climbs)
 
 
 def _sweep_task(name: str, layouts: tuple[str, ...], first: int, last: int) -> Tallies:
@@ -241,8 +269,7 @@ def _gathered(tasks: Sequence[Task], jobs: int, progress: Progress) -> dict[str,
     """The tallies of all tasks, added up by name and layout."""
     total: dict[str, Tallies] = {name: {} for name, _ in tasks}
     for done, (name, tallies) in enumerate(_performed(tasks, jobs), start=1):
-        for layout, tally in tallies.items():
-            total[name][layout] = total[name].get(layout, NOTHING_SEEN) + tally
+        total[name] = _added(total[name], tallies)
         progress(name, done / len(tasks))
     return total
 

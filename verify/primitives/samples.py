@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,10 @@ PATTERN_STEP = 1 << 12
 PER_BINADE = 2
 PER_BUSY_BINADE = 48
 BUSY_EXPONENTS = range(-62, 12)
+# Numbers tried around a bad one.
+NEIGHBOURS = 512
+# Numbers per shard, anchor, side and power of two of their distance.
+PER_DISTANCE = 8
 # Pairs per shard.
 PAIRS = {"float32": 1 << 20, "float64": 1 << 14}
 
@@ -90,13 +95,24 @@ def _hard_points(fmt: Format, rng: np.random.Generator) -> Floats:
             fmt.max,
         ]
     )
-    closeness = np.exp2(-np.arange(fmt.precision + 1, dtype=np.longdouble))
+    closeness = np.exp2(-np.repeat(np.arange(fmt.precision + 1, dtype=np.longdouble), PER_DISTANCE))
     offset = np.concatenate((-closeness, closeness)) * rng.uniform(0.5, 1, (anchors.size, 2 * closeness.size))
     special = np.array([0, np.inf, np.nan, fmt.max], np.longdouble)
     subnormal = np.ldexp(fmt.min_subnormal, np.arange(fmt.precision))  # of each binade one, up to min_normal
     with np.errstate(over="ignore", under="ignore"):
         points = np.concatenate(((anchors[:, None] * (1 + offset)).ravel(), anchors, special, subnormal))
         return np.concatenate((points, -points)).astype(fmt.numpy_dtype)
+
+
+def neighbours(fmt: Format, rng: np.random.Generator, point: Sequence[float], radius: float) -> tuple[Tensor, ...]:
+    """NEIGHBOURS inputs within a relative distance of `point`; a second argument is constant along runs of RUN."""
+    around = []
+    for index, coordinate in enumerate(point):
+        run = RUN if index else 1
+        offset = np.repeat(rng.uniform(-radius, radius, NEIGHBOURS // run), run)
+        with np.errstate(over="ignore"):
+            around.append(torch.from_numpy((coordinate * (1 + offset)).astype(fmt.numpy_dtype)))
+    return tuple(around)
 
 
 def _pairs(fmt: Format, rng: np.random.Generator) -> tuple[Floats, Floats]:
