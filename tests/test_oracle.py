@@ -10,7 +10,7 @@ import mpmath
 import numpy as np
 import pytest
 from flint import arb
-from sympy import Abs, Expr, Max, Piecewise, Rational, Symbol, besselk, exp, log, sign, sin, sqrt
+from sympy import Abs, Expr, Max, Piecewise, Rational, Symbol, besselk, exp, log, sign, sin, sqrt, tanh
 
 from derivations import Parameter, kernel_names
 from verify.formats import FORMATS, Format
@@ -231,3 +231,12 @@ def test_mpmath_disagrees_with_another_definition(monkeypatch: pytest.MonkeyPatc
 
 def test_mpmath_abstains_where_there_is_no_value() -> None:
     assert Oracle(1 / x, (x,), F64).second_opinion((0.0,)) is None
+
+
+def test_the_precision_goes_on_rising_while_that_helps() -> None:
+    """e^{11327} − e^{11327} = 0 needs 16,341 bits and those of the answer: a little more than `MOST_BITS`."""
+    oracle = Oracle(tanh(exp(y * Abs(x + 1)) - exp(y * Abs(x - 1))), (x, y), F32)
+    value, settled = oracle.enclose([0.0, 11327.0])
+    assert settled
+    assert value.contains(0)
+    assert not oracle.enclose([0.0, 113270.0])[1]

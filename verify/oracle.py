@@ -28,6 +28,7 @@ MOST_BITS = 1 << 14
 # Numbers of float64 differ by up to 2²⁰⁹⁸ in size: at this precision their sums are exact, and kinks are met exactly.
 KINK_BITS = 1 << 12
 _WORD = 62
+_LEAP = arb(2) ** 20
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,9 @@ class Oracle:
                 # On a kink the ball is as wide at twice the precision; elsewhere it shrinks, or was infinite.
                 wide = last is not None and value.is_finite() and value.rad() * 2 > last
                 stalled = bool(self.has_kinks and wide and precision >= KINK_BITS)
-                if precision >= MOST_BITS or stalled:
+                # Just short of an answer, more bits go on shrinking the ball, and come to an end by that.
+                helps = value.is_finite() and (last is None or value.rad() * _LEAP < last)
+                if stalled or (precision >= MOST_BITS and not helps):
                     return value, False, stalled
                 last = value.rad() if value.is_finite() else None
             precision *= 2

@@ -14,7 +14,7 @@ from verify.finding import Cell, Finding
 from verify.formats import format_of
 from verify.judge import cell_seed, point
 from verify.primitives import load_table
-from verify.rounded import Arithmetic, run
+from verify.rounded import Arithmetic, Rounded, run
 from verify.settings import Settings
 from verify.strategies import EXAMPLES, LAYOUTS, Batch, batches, explore, lay_out
 from verify.subject import Subject
@@ -42,14 +42,29 @@ def _is_odd(subject: Subject, name: str) -> bool | None:
 
 
 def _run_parity(subject: Subject, cell: Cell, settings: Settings) -> Finding:
-    """±f(−z) is a result that correct code may give for f(z): the code's own order of operations may tell z from −z."""
-    sign = np.longdouble(-1 if _is_odd(subject, cell.function) else 1)
+    """±f(−z) is a result that correct code may give for f(z).
+
+    The code's own order of operations may tell z from −z, and one of them may lose more to underflow. So both have an
+    interval of their own; these must meet, and the result lie in either.
+    """
+    odd = _is_odd(subject, cell.function)
+    function = subject.generated(cell.function)
 
     def results(batch: Batch) -> list[NDArray[Any]]:
         first, *rest = batch.tensors()
-        return [sign * subject.generated(cell.function)(-first, *rest).flatten().numpy().astype(np.longdouble)]
+        return [(-1 if odd else 1) * function(-first, *rest).flatten().numpy().astype(np.longdouble)]
 
-    return _allowed(subject, cell, settings, results, "±f(−z) is no result for f(z)")
+    def mirrored(here: Rounded, first: Rounded, *rest: Rounded) -> Rounded:
+        there = run(function, [-first, *rest])
+        there = -there if odd else there
+        meets = (there.low <= here.high) & (there.high >= here.low)
+        return Rounded(
+            here.arithmetic,
+            np.where(meets, np.minimum(here.low, there.low), here.low),
+            np.where(meets, np.maximum(here.high, there.high), here.high),
+        )
+
+    return _allowed(subject, cell, settings, results, "±f(−z) is no result for f(z)", mirrored)
 
 
 def _layout_cells(subject: Subject, settings: Settings) -> list[Cell]:
@@ -76,16 +91,26 @@ def _run_layouts(subject: Subject, cell: Cell, settings: Settings) -> Finding:
 
 
 def _allowed(
-    subject: Subject, cell: Cell, settings: Settings, results: Callable[[Batch], list[NDArray[Any]]], complaint: str
+    subject: Subject,
+    cell: Cell,
+    settings: Settings,
+    results: Callable[[Batch], list[NDArray[Any]]],
+    complaint: str,
+    widened: Callable[..., Rounded] = lambda here, *arguments: here,
 ) -> Finding:
-    """Passes where every result lies in the interval of what the generated code may return for the batch's points."""
+    """Passes where every result lies in the interval of what the generated code may return for the batch's points.
+
+    Args:
+        widened: of that interval and the arguments: the interval to lie in instead.
+    """
     fmt = format_of(cell.dtype)
     arithmetic = Arithmetic(fmt, load_table(cell.dtype, cell.device, cell.backend))
     cases, bad, where, open_at, unknown = 0, 0, None, None, 0
 
     def visit(batch: Batch) -> None:
         nonlocal cases, bad, where, open_at, unknown
-        allowed = run(subject.generated(cell.function), [arithmetic.point(column) for column in batch.columns.values()])
+        points = [arithmetic.point(column) for column in batch.columns.values()]
+        allowed = widened(run(subject.generated(cell.function), points), *points)
         anything = np.isnan(allowed.low) | np.isnan(allowed.high)
         anything = np.broadcast_to(anything, next(iter(batch.columns.values())).shape)
         unknown += int(anything.sum())
