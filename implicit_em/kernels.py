@@ -63,7 +63,8 @@ class Kernel:
 
     Args:
         z, u: floating-point tensors. The result has their dtype and device, and so has the arithmetic: all
-            else that is given, numbers and tensors, is converted to them first.
+            else that is given, numbers and tensors, is converted to them first. float16 and bfloat16 are
+            computed in float32 and rounded once.
         mu, m: numbers, or tensors that broadcast against z; m ≥ 0.
         params: the names in `parameters`, as numbers or tensors that broadcast; defaults where left out. Each
             function takes all of the kernel's parameters, used or not, so that one dict serves all.
@@ -83,6 +84,7 @@ class Kernel:
     geometry: ClassVar[str] = "location"
     keywords: ClassVar[tuple[str, ...]] = ()  # what every function needs besides points and parameters
     coordinates: ClassVar[tuple[Parameter, ...]] = ()  # what the geometry lets a kernel use as if a parameter
+    widens_points: ClassVar[bool] = True  # whether 16-bit points become float32 before anything is computed
 
     def __init__(self, module: ModuleType, origin: tuple[Callable[..., Kernel], tuple[str, ...]]) -> None:
         """Wraps a generated module. `origin`, a function and its arguments, is what pickle keeps of it."""
@@ -118,9 +120,11 @@ class Kernel:
     def _call(self, function: str, *points: Any, **keywords: Any) -> Tensor:
         given = self._bind(function, points, keywords)
         like = self._like(function, given)
-        return self._evaluate(
-            function, {name: self._as_tensor(function, name, value, like) for name, value in given.items()}
+        wide = like.new_empty((), dtype=computing_dtype(like.dtype)) if self.widens_points else like
+        result = self._evaluate(
+            function, {name: self._as_tensor(function, name, value, wide) for name, value in given.items()}
         )
+        return result.to(like.dtype)
 
     def _evaluate(self, function: str, given: Mapping[str, Any]) -> Tensor:
         arguments = (given[name] for name in self.module.FUNCTIONS[function])
@@ -225,10 +229,15 @@ class LearnedKernel(_VectorKernel):
 
     geometry = "learned"
     keywords = ("f",)
+    widens_points = False  # f may be a module with parameters of the points' dtype
 
     def _evaluate(self, function: str, given: Mapping[str, Any]) -> Tensor:
-        f = given["f"]
         z, mu = _pair(given)
+
+        def f(difference: Tensor) -> Tensor:
+            value: Tensor = given["f"](difference)
+            return value.to(computing_dtype(value.dtype))
+
         if function == "energy":
             return super()._evaluate(function, {"f": f(z - mu)})
         return super()._evaluate(function, {"f_plus": f(z - mu), "f_minus": f(z + mu)})
@@ -239,6 +248,11 @@ class LearnedKernel(_VectorKernel):
         if not callable(value):
             raise TypeError(f"{self.name}.{function} takes a callable f; got {type(value).__name__}")
         return value
+
+
+def computing_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What a function of that dtype is computed in: float32 at least."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _pair(given: Mapping[str, Any]) -> tuple[Tensor, Tensor]:

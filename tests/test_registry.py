@@ -7,6 +7,7 @@ import importlib
 import math
 import pickle
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -276,3 +277,42 @@ class TestOtherSources:
 
     def test_repr(self) -> None:
         assert repr(kernel("learned")) == "<kernel learned: energy, activation>"
+
+
+class TestHalfPrecision:
+    """16-bit inputs are computed in float32 and rounded once."""
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+    @pytest.mark.parametrize("name", kernel_names())
+    def test_results_and_gradients_are_those_of_float32_rounded_once(self, name: str, dtype: torch.dtype) -> None:
+        k = kernel(name)
+        generator = torch.Generator().manual_seed(5)
+        keywords: dict[str, Any] = {}
+        if "precision_cholesky" in k.keywords:
+            keywords["precision_cholesky"] = torch.eye(4, dtype=dtype) * 0.75
+        if "f" in k.keywords:
+            keywords["f"] = lambda difference: difference.abs().sum(-1)
+        for function in k.functions:
+            if function == "log_normalizer":
+                continue
+            points = [
+                (torch.rand(64, 4, generator=generator) + 0.25).to(dtype)
+                for _ in range(1 if function in ("influence", "irls_weight") else 2)
+            ]
+            narrow = [point.clone().requires_grad_() for point in points]
+            wide = [point.float().requires_grad_() for point in points]
+            given = {key: value.float() if isinstance(value, Tensor) else value for key, value in keywords.items()}
+            got, expected = getattr(k, function)(*narrow, **keywords), getattr(k, function)(*wide, **given)
+            assert got.dtype == dtype
+            if name == "learned":
+                continue
+            assert torch.equal(got, expected.to(dtype)), function
+            if expected.requires_grad:  # an IRLS weight may be constant
+                (slope,) = torch.autograd.grad(got.float().sum(), narrow[0])
+                (reference,) = torch.autograd.grad(expected.to(dtype).float().sum(), wide[0])
+                assert torch.equal(slope, reference.to(dtype)), function
+
+    def test_a_learned_energy_keeps_the_dtype_of_its_network(self) -> None:
+        net = torch.nn.Sequential(torch.nn.Linear(4, 1), torch.nn.Flatten(0)).to(torch.bfloat16)
+        x = torch.randn(8, 4, dtype=torch.bfloat16)
+        assert kernel("learned").activation(x, 0.5 * x, f=net).dtype == torch.bfloat16
