@@ -18,12 +18,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import flint
 import numpy as np
 from flint import arb
 from numpy.typing import NDArray
 
 from implicit_em.primitives import exponent_limit
 from verify.formats import Format
+from verify.oracle import pack
 from verify.primitives import Table
 
 Long = NDArray[np.longdouble]
@@ -32,6 +34,7 @@ MARGIN = np.ldexp(np.longdouble(1), -61)
 # Correctly rounded by IEEE 754: at most half an ulp. A sample sees a little less than that; were it to see more, the
 # measured value would stand.
 IEEE = frozenset({"add", "sub", "mul", "div", "sqrt"})
+_ARB_BITS = 96  # well beyond long double's 64
 RANGES: dict[str, tuple[float, float]] = {
     "tanh": (-1.0, 1.0),
     "sigmoid": (0.0, 1.0),
@@ -372,18 +375,23 @@ def _extremum(x: Rounded, y: Rounded, x_wins: Truth, y_wins: Truth) -> tuple[tup
 
 
 def _by_arb(function: Callable[[arb], arb], x: Rounded) -> tuple[Long, Long]:
-    """For what long double's libm does not have: the hull over each interval, in Arb."""
-    low, high = np.empty(x.low.shape, np.longdouble), np.empty(x.low.shape, np.longdouble)
-    for index in np.ndindex(x.low.shape):
-        start, end = np.float64(x.low[index]), np.float64(x.high[index])
-        ball = arb(float(np.nextafter(start, -np.inf) if start > x.low[index] else start)).union(
-            arb(float(np.nextafter(end, np.inf) if end < x.high[index] else end))
-        )
-        value = function(ball)
-        low[index], high[index] = (
-            np.longdouble(str(side.str(25, radius=False))) for side in (value.lower(), value.upper())
-        )
-    return low, high
+    """For what long double's libm does not have: the hull over each interval, in Arb, to long double's own rounding."""
+    with flint.ctx.workprec(_ARB_BITS):
+        ends = zip(_balls(x.low), _balls(x.high), strict=True)
+        values = [function(low if low == high else low.union(high)) for low, high in ends]
+    truth = pack([(value, True) for value in values], x.low.shape)
+    return truth.mid + (truth.tail - truth.radius), truth.mid + (truth.tail + truth.radius)
+
+
+def _balls(values: Long) -> list[arb]:
+    """Long doubles, exactly."""
+    digits, exponent = np.frexp(np.where(np.isfinite(values), values, 0).ravel())
+    # 64 digits of a long double fit an unsigned integer; the sign goes separately.
+    whole = np.ldexp(np.abs(digits), 64).astype(np.uint64).tolist()
+    balls = zip(whole, np.signbit(digits).tolist(), (exponent - 64).tolist(), strict=True)
+    exact = [arb((-integer if negative else integer, power)) for integer, negative, power in balls]
+    return [ball if known else arb(float(value)) for ball, known, value in
+            zip(exact, np.isfinite(values).ravel().tolist(), values.ravel(), strict=True)]  # fmt: skip
 
 
 def _saturated(x: Rounded) -> Rounded:
