@@ -40,15 +40,16 @@ def mixed_budget(
     """In ulps of the true result, one per point; ∞ where a perturbed definition has no value.
 
     Args:
-        lost: results that the generated code has for reasons that a rewriting shares; see `unavoidable`.
+        lost: results that the generated code may have for reasons that a rewriting shares; see `unavoidable`.
     """
     total = np.full(truth.mid.shape, np.longdouble(ULPS))
     size = spacing(truth.mid, fmt)
     total = total + fmt.min_normal / size
     if lost is not None:
+        # Its width, and not how far it lies from the truth: that would grant a wrong function its own error.
         with np.errstate(all="ignore"):
-            reach = np.maximum(lost.high - truth.mid, truth.mid - lost.low) / size
-        total = total + np.where(np.isfinite(reach), np.maximum(reach, 0), 0)
+            width = (lost.high - lost.low) / size
+        total = total + np.where(np.isfinite(width), width, 0)
     for index, column in enumerate(columns):
         moved = np.zeros_like(total)
         step = np.longdouble(ULPS) * spacing(column.astype(np.longdouble), fmt)

@@ -73,7 +73,7 @@ class Arithmetic:
         fmt = self.fmt
         correct = name in IEEE
         error = max(primitive.relative, correct)
-        relative = np.longdouble(error if error > self.exact_up_to else 0) * fmt.unit_roundoff + MARGIN
+        relative = np.longdouble(error) * fmt.unit_roundoff + MARGIN if error > self.exact_up_to else np.longdouble(0)
         floor = (np.longdouble(max(primitive.absolute, 0.5 * correct)) + MARGIN) * fmt.min_subnormal
         scale_low, scale_high = np.abs(low), np.abs(high)
         if primitive.reference_scale != "|y|":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import ModuleType
 from typing import Any
 
 import flint
@@ -57,6 +58,11 @@ class Subject:
         """The generated callable, whether or not a handwritten one takes its place."""
         found: Callable[..., Tensor] = getattr(self.code.module, function)
         return found
+
+    @cached_property
+    def specified(self) -> ModuleType:
+        """The module that the kernel gives today, whatever is committed or under test."""
+        return _in_memory(self.kernel).module
 
     def arguments(self, function: str) -> tuple[Symbol, ...]:
         return self.forms[function][0]

@@ -29,7 +29,7 @@ def _run(subject: Subject, cell: Cell, settings: Settings) -> Finding:
     fmt = format_of(cell.dtype)
     symbols = subject.arguments(cell.function)
     oracle = Oracle(subject.definition(cell.function), symbols, fmt)
-    function = subject.generated(cell.function)
+    function, specified = subject.generated(cell.function), getattr(subject.specified, cell.function)
     arithmetic = Arithmetic(fmt, load_table(cell.dtype, cell.device, cell.backend))
     tally = Tally(fmt)
 
@@ -37,7 +37,7 @@ def _run(subject: Subject, cell: Cell, settings: Settings) -> Finding:
         got = function(*batch.tensors()).flatten().numpy()
         columns = list(batch.columns.values())
         truth = oracle(*columns)
-        lost = unavoidable(lambda points: run(function, points), arithmetic, columns)
+        lost = unavoidable(lambda points: run(specified, points), arithmetic, columns)
         budget = mixed_budget(oracle, columns, truth, fmt, lost)
         tally.judge_errors(batch.columns, truth.ulp_error(got, fmt), budget, truth)
 

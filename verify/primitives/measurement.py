@@ -205,7 +205,12 @@ def measure(
 
     chosen = {name: OPERATIONS[name] for name in (OPERATIONS if names is None else names)}
     tasks = [
-        (name, partial(_sample_task, name, dtype, seed, shard, 0 if sweeps and operation.arguments == 1 else CLIMBS))
+        (
+            name,
+            partial(
+                _sample_task, name, dtype, seed, shard, CLIMBS if dtype == "float64" or operation.arguments == 2 else 0
+            ),
+        )
         for name, operation in chosen.items()
         for shard in range(SHARDS[depth])
     ]
