@@ -6,7 +6,7 @@ printers. Source of the arithmetic: Johansson, "Arb" (2017).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -83,8 +83,23 @@ def compile_enclosure(expr: Expr, symbols: Sequence[Symbol]) -> Enclosure:
     return _compiled(expand_atoms(sympify(expr)), tuple(symbols))
 
 
+def compile_over(expr: Expr, symbols: Sequence[Symbol], arithmetic: Mapping[str, Any]) -> Callable[..., Any]:
+    """The same program over another arithmetic.
+
+    Args:
+        arithmetic: what replaces Arb, by the names in `_NAMESPACE`; its numbers have Arb's operators and methods.
+    Raises:
+        KernelError: the expression holds a function that has no enclosure; the message names it.
+    """
+    return _program(expand_atoms(sympify(expr)), tuple(symbols), arithmetic)
+
+
 @lru_cache(maxsize=4096)
 def _compiled(expr: Expr, symbols: tuple[Symbol, ...], analytic: bool = False) -> Callable[..., Any]:
+    return _program(expr, symbols, _ANALYTIC if analytic else {})
+
+
+def _program(expr: Expr, symbols: tuple[Symbol, ...], replaced: Mapping[str, Any]) -> Callable[..., Any]:
     names = {symbol: f"v{i}" for i, symbol in enumerate(symbols)}
     strangers = expr.free_symbols - set(symbols)
     if strangers:
@@ -97,7 +112,7 @@ def _compiled(expr: Expr, symbols: tuple[Symbol, ...], analytic: bool = False) -
         lines.append(f"    {names[target]} = {_source(value, names)}")
     arguments = ", ".join(names[symbol] for symbol in symbols)
     code = "\n".join([f"def enclose({arguments}):", *lines, f"    return {_source(body, names)}"])
-    namespace: dict[str, Any] = dict(_NAMESPACE) | (_ANALYTIC if analytic else {})
+    namespace: dict[str, Any] = {**_NAMESPACE, **replaced}
     exec(compile(code, f"<enclosure of {expr}>", "exec"), namespace)
     return namespace["enclose"]  # type: ignore[no-any-return]
 

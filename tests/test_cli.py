@@ -46,7 +46,7 @@ MISTAKES = {
     "verify broken.py": "broken.py",
     "verify empty.py": "KERNEL",
     "verify --profile fast": "quick",
-    "verify --dtype float31": "expected one of float32, float64",
+    "verify --dtype float31": "expected one of float64, float32, bfloat16, float16",
     "verify --device tpu": "cpu",
     "verify --backend jit": "eager",
     "verify --seed minus-one": "--seed",

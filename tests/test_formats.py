@@ -19,11 +19,9 @@ def numbers(name: str) -> np.ndarray:
     anywhere = rng.integers(np.iinfo(integer).min, np.iinfo(integer).max, 20_000, dtype=integer)
     subnormal = rng.integers(0, 1 << (fmt.precision - 1), 2_000).astype(integer)
     exponents = np.arange(math.frexp(fmt.min_subnormal)[1] - 1, math.frexp(fmt.max)[1])
-    powers = np.ldexp(fmt.numpy_dtype(1), exponents)
-    below, above = np.nextafter(powers, fmt.numpy_dtype(0)), np.nextafter(powers, fmt.numpy_dtype(np.inf))
-    values = np.concatenate(
-        [anywhere.view(fmt.numpy_dtype), subnormal.view(fmt.numpy_dtype), powers, -powers, below, above]
-    )
+    powers = np.ldexp(fmt.carrier(1), exponents)
+    below, above = np.nextafter(powers, fmt.carrier(0)), np.nextafter(powers, fmt.carrier(np.inf))
+    values = np.concatenate([anywhere.view(fmt.carrier), subnormal.view(fmt.carrier), powers, -powers, below, above])
     return values[np.isfinite(values)]
 
 
@@ -60,11 +58,14 @@ def test_limits_are_those_of_torch(name: str) -> None:
     assert float(fmt.min_subnormal) == info.tiny * info.eps
     assert fmt.unit_roundoff == np.longdouble(2) ** -fmt.precision
     assert fmt.overflow == np.ldexp(np.longdouble(1), math.frexp(info.max)[1])
-    assert np.dtype(fmt.numpy_dtype).itemsize == fmt.torch_dtype.itemsize
+    assert fmt.computing.torch_dtype.itemsize == max(4, fmt.torch_dtype.itemsize)
+    assert np.dtype(fmt.carrier) == np.dtype(fmt.computing.name)
 
 
 def test_an_unknown_format_is_named_in_one_line() -> None:
-    with pytest.raises(ValueError, match=r"^expected a format out of float32, float64, got 'float8'$"):
+    with pytest.raises(
+        ValueError, match=r"^expected a format out of float64, float32, bfloat16, float16, got 'float8'$"
+    ):
         format_of("float8")
 
 
@@ -76,3 +77,38 @@ def test_a_narrow_long_double_is_refused_in_one_line(monkeypatch: pytest.MonkeyP
     ):
         with pytest.raises(RuntimeError, match=r"^expected a long double with at least 10000 mantissa bits, [^\n]*$"):
             refused()
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float16"])
+def test_all_numbers_of_16_bits_survive_the_way_through_numpy(name: str) -> None:
+    fmt = FORMATS[name]
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(fmt.torch_dtype)
+    carried = fmt.array(every)
+    assert np.array_equal(fmt.nearest(carried), carried, equal_nan=True)
+    back = fmt.tensor(carried)
+    assert torch.equal(back.nan_to_num(7.0), every.nan_to_num(7.0))
+    assert torch.equal(back.isnan(), every.isnan())
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_rounding_is_that_of_torch(name: str) -> None:
+    """Midpoints included: ties go to even, and half an ulp beyond the largest number is infinite."""
+    fmt = FORMATS[name]
+    rng = np.random.default_rng(3)
+    exponent = rng.uniform(float(np.log2(fmt.min_subnormal)) - 2, float(np.log2(fmt.max)) + 1, 20_000)
+    some = np.exp2(np.minimum(exponent, 1023.0)) * rng.choice([-1.0, 1.0], exponent.size)
+    whole = fmt.nearest(some).astype(np.longdouble)
+    halves = whole + spacing(whole, fmt) / 2
+    edge = [float(fmt.max), float(fmt.overflow) if fmt.name != "float64" else float(fmt.max), np.inf, 0.0]
+    values = np.concatenate((some, halves.astype(np.float64), edge))
+    values = values[~np.isnan(values)]
+    if fmt.is_narrow:  # torch goes from float64 to 16 bits by way of float32, and rounds twice
+        with np.errstate(over="ignore"):
+            values = values.astype(np.float32)
+    expected = torch.from_numpy(values).to(fmt.torch_dtype).to(torch.float64).numpy()
+    assert np.array_equal(fmt.nearest(values).astype(np.float64), expected)
+
+
+def test_16_bits_are_computed_in_float32() -> None:
+    assert {fmt.computing.name for fmt in FORMATS.values() if fmt.is_narrow} == {"float32"}
+    assert [fmt.name for fmt in FORMATS.values() if not fmt.is_narrow] == ["float64", "float32"]

@@ -184,9 +184,9 @@ def test_the_mixed_budget_stays_in_the_range() -> None:
 @pytest.mark.parametrize("fmt", [F32, F64], ids=lambda fmt: fmt.name)
 def test_underflow_may_flush_to_zero(fmt: Any) -> None:
     oracle = Oracle(x * x, (x,), fmt)
-    column = np.array([np.sqrt(float(fmt.min_normal)) / 4], fmt.numpy_dtype)
+    column = np.array([np.sqrt(float(fmt.min_normal)) / 4], fmt.carrier)
     truth = oracle(column)
-    assert truth.ulp_error(np.zeros(1, fmt.numpy_dtype), fmt) <= mixed_budget(oracle, [column], truth, fmt)
+    assert truth.ulp_error(np.zeros(1, fmt.carrier), fmt) <= mixed_budget(oracle, [column], truth, fmt)
 
 
 def test_underflow_inside_is_granted_and_no_more() -> None:

@@ -139,7 +139,7 @@ def inputs(seed: int, dtype: str, size: int, widest: float) -> list[np.ndarray[A
     signs = rng.choice([-1.0, 1.0], (3, size))
     values = signs * np.exp2(rng.uniform(-widest, widest, (3, size)))
     values[:, ::17] = rng.choice([0.0, 1.0, -1.0, 0.5], values[:, ::17].shape)
-    return [row.astype(FORMATS[dtype].numpy_dtype) for row in values]
+    return [row.astype(FORMATS[dtype].carrier) for row in values]
 
 
 def outside(got: torch.Tensor, allowed: Rounded) -> np.ndarray[Any, Any]:
@@ -373,7 +373,7 @@ TIES = (
 @pytest.mark.parametrize("text", TIES)
 def test_autograd_at_a_tie(text: str, dtype: str) -> None:
     function = compiled(f"def f(x, y): return {text} + x * 0.0 + y * 0.0")
-    columns = [np.array([1, 1, 2, 0], FORMATS[dtype].numpy_dtype), np.array([1, 2, 1, 0], FORMATS[dtype].numpy_dtype)]
+    columns = [np.array([1, 1, 2, 0], FORMATS[dtype].carrier), np.array([1, 2, 1, 0], FORMATS[dtype].carrier)]
     leaves = [torch.from_numpy(column).requires_grad_() for column in columns]
     slopes = torch.autograd.grad(function(*leaves).sum(), leaves)
     points = {name: arithmetic(dtype).point(column) for name, column in zip("xy", columns, strict=True)}
@@ -397,16 +397,14 @@ def test_a_function_that_is_not_known_is_no_silent_pass() -> None:
 @each_dtype
 def test_a_literal_is_rounded_as_torch_rounds_it(dtype: str) -> None:
     constant = arithmetic(dtype).constant(0.1)
-    assert constant.low == constant.high == np.longdouble(FORMATS[dtype].numpy_dtype(0.1))
+    assert constant.low == constant.high == np.longdouble(FORMATS[dtype].carrier(0.1))
 
 
 @each_dtype
 @pytest.mark.parametrize("count", [1, 2, 7, 1000])
 def test_a_sum_in_any_order_lies_inside(dtype: str, count: int) -> None:
     rng = np.random.default_rng(count)
-    terms = (rng.standard_normal((20, count)) * np.exp2(rng.uniform(-8, 8, (20, count)))).astype(
-        FORMATS[dtype].numpy_dtype
-    )
+    terms = (rng.standard_normal((20, count)) * np.exp2(rng.uniform(-8, 8, (20, count)))).astype(FORMATS[dtype].carrier)
     allowed = sum_in_any_order(arithmetic(dtype).point(terms))
     orders = [terms, terms[:, ::-1].copy(), np.sort(terms, -1), rng.permuted(terms, axis=-1)]
     for order in orders:

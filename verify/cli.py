@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -138,6 +139,16 @@ def _dtypes() -> Iterable[str]:
     return FORMATS
 
 
+def _computing() -> Iterable[str]:
+    from verify.formats import FORMATS
+
+    return [name for name, fmt in FORMATS.items() if not fmt.is_narrow]
+
+
+def _measured_backends() -> Iterable[str]:
+    return [backend for backend in _backends() if backend != "triton"]
+
+
 def _devices() -> Iterable[str]:
     from verify.environment import DEVICES
 
@@ -150,7 +161,9 @@ def _backends() -> Iterable[str]:
     return BACKENDS
 
 
-dtype_option = _names_option("--dtype", _dtypes, "float32 or float64; both by default.", metavar="DTYPE")
+dtype_option = _names_option(
+    "--dtype", _dtypes, "float64, float32, bfloat16 or float16; all by default.", metavar="DTYPE"
+)
 device_option = _names_option("--device", _devices, "cpu or cuda.", metavar="DEVICE")
 seed_option = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of all samples.")
 
@@ -290,11 +303,13 @@ def _measure_what_is_lacking(settings: Settings) -> None:
     from verify.environment import primitive_tables
     from verify.primitives import cache_directory, measure, store, unmeasured
 
-    _, lacking = primitive_tables(settings.dtypes)
-    for dtype in sorted(lacking, reverse=True):
-        click.echo(f"{lacking[dtype]}; a quick measurement stands in for it", err=True)
-        with _fraction(f"measuring {dtype}") as advance:
-            table = measure(dtype, seed=settings.seed, depth="quick", names=unmeasured(dtype), progress=advance)
+    _, lacking = primitive_tables(settings.dtypes, settings.backends)
+    # float64 first: it is what float32 is measured against.
+    for (dtype, backend), message in sorted(lacking.items(), reverse=True):
+        click.echo(f"{message}; a quick measurement stands in for it", err=True)
+        names = unmeasured(dtype, backend=backend)
+        with _fraction(f"measuring {dtype} {backend}") as advance:
+            table = measure(dtype, seed=settings.seed, depth="quick", names=names, progress=advance, backend=backend)
         store(table, cache_directory())
 
 
@@ -396,7 +411,8 @@ def _plain_progress() -> tuple[Callable[[int], None], Callable[[Finding], None]]
     short_help="Measure torch's rounding errors.",
     epilog="Example: implicit-em primitives --dtype float32 --depth quick",
 )
-@dtype_option
+@_names_option("--dtype", _computing, "float64 or float32, in which all is computed; both by default.", metavar="DTYPE")
+@_names_option("--backend", _measured_backends, "eager or compile; both by default.", metavar="BACKEND")
 @click.option(
     "--depth",
     type=click.Choice(["full", "quick"]),
@@ -411,7 +427,13 @@ def _plain_progress() -> tuple[Callable[[int], None], Callable[[Finding], None]]
 )
 @json_option
 def primitives(
-    dtype: tuple[str, ...], depth: Any, missing: bool, seed: int, output: Path | None, json_path: Path | None
+    dtype: tuple[str, ...],
+    backend: tuple[str, ...],
+    depth: Any,
+    missing: bool,
+    seed: int,
+    output: Path | None,
+    json_path: Path | None,
 ) -> None:
     """Measure the rounding error of each torch primitive on this machine; budgets rest on it."""
     from verify.listing import primitive_table
@@ -419,13 +441,13 @@ def primitives(
 
     tables = []
     # float64 first: it is what float32 is measured against.
-    for name in sorted(dtype or Settings.dtypes, reverse=True):
-        chosen = unmeasured(name) if missing else list(OPERATIONS)
+    for kind, name in product(backend or _measured_backends(), sorted(dtype or _computing(), reverse=True)):
+        chosen = unmeasured(name, backend=kind) if missing else list(OPERATIONS)
         if not chosen:
-            click.echo(f"{name}: all {len(OPERATIONS)} primitives are measured as this processor runs them")
+            click.echo(f"{name} {kind}: all {len(OPERATIONS)} primitives are measured as this processor runs them")
             continue
-        with _fraction(f"measuring {name}") as advance:
-            table = measure(name, seed=seed, depth=depth, names=chosen, progress=advance)
+        with _fraction(f"measuring {name} {kind}") as advance:
+            table = measure(name, seed=seed, depth=depth, names=chosen, progress=advance, backend=kind)
         _print(primitive_table(table), f"wrote {store(table, output or cache_directory())}", "")
         tables.append(table.as_dict())
     _write_json({"tables": tables}, json_path)

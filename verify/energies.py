@@ -55,13 +55,13 @@ def _fill(
     # Only differences of energies matter, so some rows lie where e^{−d} itself is 0 or infinite in every format.
     far = rng.random(shape[0]) < 0.2
     energies[far] += rng.choice([-2000.0, 2000.0])
-    energies = energies.astype(fmt.numpy_dtype)
+    energies = fmt.nearest(energies)
     if source == "ties":
         energies[:, :] = energies[:, :1]
-        energies[:, shape[1] // 2 :] += fmt.numpy_dtype(1)
+        energies[:, shape[1] // 2 :] = fmt.nearest(energies[:, shape[1] // 2 :] + np.longdouble(1))
     if source == "infinite":
         energies[rng.random(shape) < 0.3] = np.inf
-        energies[:, 0] = np.where(np.isinf(energies).all(1), fmt.numpy_dtype(1), energies[:, 0])
+        energies[:, 0] = np.where(np.isinf(energies).all(1), fmt.carrier(1), energies[:, 0])
     return energies
 
 
@@ -73,9 +73,9 @@ def _of_kernel(
         for symbol in subject.arguments("energy")
         if isinstance(symbol, Parameter)
     ]
-    z = torch.from_numpy((spread * rng.standard_normal((shape[0], 1))).astype(fmt.numpy_dtype))
-    mu = torch.from_numpy((spread * rng.standard_normal((1, shape[1]))).astype(fmt.numpy_dtype))
-    energies = subject.implementation("energy")(z, mu, *parameters).numpy()
+    z = fmt.tensor(fmt.nearest(spread * rng.standard_normal((shape[0], 1))))
+    mu = fmt.tensor(fmt.nearest(spread * rng.standard_normal((1, shape[1]))))
+    energies = fmt.array(subject.implementation("energy")(z, mu, *parameters))
     # A row whose energies have all overflowed is a row of +inf, which the special values cover.
     energies[np.isinf(energies).all(1), 0] = 1
     return energies

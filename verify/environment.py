@@ -12,13 +12,14 @@ from functools import lru_cache
 
 import torch
 
+from verify.formats import format_of
 from verify.machine import cpu_model
 from verify.primitives import MissingTable, load_table
 
 DEVICES = ("cpu", "cuda")
 BACKENDS = ("eager", "compile", "triton")
 # Where `primitives.measure` can measure: without a table of rounding errors there is no budget.
-_BUDGETED = (("cpu", "eager"),)
+_BUDGETED = (("cpu", "eager"), ("cpu", "compile"))
 # Report key → distribution.
 _PACKAGES = {
     "implicit_em": "implicit-em",
@@ -88,15 +89,25 @@ def missing(device: str, backend: str) -> str | None:
     return None
 
 
-def primitive_tables(dtypes: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """What the budgets of each dtype rest on, and, where there is no table of rounding errors, what is lacking."""
+def primitive_tables(
+    dtypes: Iterable[str], backends: Iterable[str] = BACKENDS
+) -> tuple[dict[str, str], dict[tuple[str, str], str]]:
+    """What the budgets of dtypes and backends rest on; and, where there is no table, what is lacking.
+
+    Returns:
+        Descriptions by "dtype backend"; and, by (dtype, backend), the message of what is missing.
+    """
     found, lacking = {}, {}
-    for dtype in dtypes:
-        try:
-            table = load_table(dtype)
-        except MissingTable as error:
-            lacking[dtype] = str(error)
-        else:
-            cases = sum(row.cases for row in table.values())
-            found[dtype] = f"{len(table)} primitives, {table.depth} measurement, {cases:,} cases"
+    computed = dict.fromkeys(format_of(dtype).computing.name for dtype in dtypes)
+    for backend in backends:
+        if missing("cpu", backend):
+            continue
+        for dtype in computed:
+            try:
+                table = load_table(dtype, "cpu", backend)
+            except MissingTable as error:
+                lacking[dtype, backend] = str(error)
+            else:
+                cases = sum(row.cases for row in table.values())
+                found[f"{dtype} {backend}"] = f"{len(table)} primitives, {table.depth} measurement, {cases:,} cases"
     return found, lacking

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
+
+from implicit_em.kernels import computing_dtype
 
 # Longdouble carries errors of float64 results, so it must hold more digits than they do.
 LONG_DOUBLE_BITS = 63
@@ -18,7 +22,8 @@ class Format:
 
     name: str
     torch_dtype: torch.dtype
-    numpy_dtype: type[np.floating]
+    carrier: type[np.floating]
+    """NumPy's type whose arrays hold the format's numbers: its own, or float32 for 16 bits."""
     precision: int
     """Binary digits of the significand, the hidden one included."""
     max: np.longdouble
@@ -35,24 +40,65 @@ class Format:
         """The power of two that follows `max`: where inf stands in the order of the format's numbers."""
         return np.longdouble(self.max / (1 - self.unit_roundoff))
 
+    @property
+    def computing(self) -> Format:
+        """The format that functions of this one are computed in, before they are rounded to it."""
+        return FORMATS[str(computing_dtype(self.torch_dtype)).removeprefix("torch.")]
 
-def _ieee(name: str, torch_dtype: torch.dtype, numpy_dtype: type[np.floating]) -> Format:
-    info = np.finfo(numpy_dtype)
+    @property
+    def is_narrow(self) -> bool:
+        """Whether results are computed in a wider format and rounded once."""
+        return self.computing is not self
+
+    def nearest(self, values: Any) -> NDArray[Any]:
+        """The numbers of the format nearest to `values`, ties to even, ∞ beyond the range; in the carrier's type."""
+        with np.errstate(invalid="ignore"):  # signalling NaN
+            exact = np.asarray(values, np.longdouble)
+        if not self.is_narrow:
+            with np.errstate(over="ignore"):
+                return np.asarray(exact.astype(self.carrier))
+        step = spacing(exact, self)
+        with np.errstate(invalid="ignore", over="ignore"):
+            rounded = np.where(np.isfinite(exact), np.rint(exact / step) * step, exact)
+        rounded = np.where(np.abs(rounded) > self.max, np.copysign(np.longdouble(np.inf), rounded), rounded)
+        return np.asarray(rounded.astype(self.carrier))
+
+    def rounded(self, ends: NDArray[np.longdouble]) -> NDArray[np.longdouble]:
+        """Ends of intervals of what was computed, as ends of intervals of results: rounding keeps their order."""
+        return self.nearest(ends).astype(np.longdouble) if self.is_narrow else ends
+
+    def tensor(self, values: NDArray[Any]) -> Tensor:
+        """A tensor of the format's own dtype, of the same shape; `values` are numbers of the format."""
+        return torch.from_numpy(np.ascontiguousarray(values.astype(self.carrier))).to(self.torch_dtype)
+
+    def array(self, tensor: Tensor) -> NDArray[Any]:
+        """The tensor's numbers, exactly, in the carrier's type."""
+        wide = tensor.detach().to(self.computing.torch_dtype)
+        return np.asarray(wide.numpy())
+
+
+def _ieee(name: str, carrier: type[np.floating]) -> Format:
+    dtype: torch.dtype = getattr(torch, name)
+    info = torch.finfo(dtype)
+    # eps = 2^(1 − precision) is the spacing at 1.
+    precision = 1 - int(np.log2(info.eps))
     return Format(
         name=name,
-        torch_dtype=torch_dtype,
-        numpy_dtype=numpy_dtype,
-        precision=info.nmant + 1,
+        torch_dtype=dtype,
+        carrier=carrier,
+        precision=precision,
         max=np.longdouble(info.max),
         min_normal=np.longdouble(info.smallest_normal),
-        min_subnormal=np.longdouble(info.smallest_subnormal),
-        unit_roundoff=np.ldexp(np.longdouble(1), -info.nmant - 1),
+        min_subnormal=np.ldexp(np.longdouble(info.smallest_normal), 1 - precision),
+        unit_roundoff=np.ldexp(np.longdouble(1), -precision),
     )
 
 
 FORMATS: dict[str, Format] = {
-    "float32": _ieee("float32", torch.float32, np.float32),
-    "float64": _ieee("float64", torch.float64, np.float64),
+    "float64": _ieee("float64", np.float64),
+    "float32": _ieee("float32", np.float32),
+    "bfloat16": _ieee("bfloat16", np.float32),
+    "float16": _ieee("float16", np.float32),
 }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from verify.finding import Cell, Finding, Status
+from verify.finding import Basis, Cell, Finding, Status
 from verify.formats import Format
 from verify.oracle import Enclosures, Long
 
@@ -86,7 +86,8 @@ class Tally:
         """
         error = truth.ulp_error(got, self.fmt)
         with np.errstate(all="ignore"):
-            budget = np.maximum(truth.ulp_error(low, self.fmt), truth.ulp_error(high, self.fmt))
+            ends = [truth.ulp_error(self.fmt.rounded(end), self.fmt) for end in (low, high)]
+            budget = np.maximum(*ends)
             # Long double underflows too: the ends of the interval are known to its smallest normal number.
             room = truth.radius + np.abs(truth.tail) + np.abs(truth.mid) * LONG.eps + LONG.tiny
             beyond = np.abs(truth.mid) >= self.fmt.overflow
@@ -129,7 +130,7 @@ class Tally:
         if self.open_at is None and (unknown & ~failed).any():
             self.open_at = point(columns, int(np.argmax(unknown & ~failed)))
 
-    def finding(self, cell: Cell, *, note: str = "") -> Finding:
+    def finding(self, cell: Cell, *, note: str = "", basis: Basis = "sampled") -> Finding:
         """The verdict: a failure beats an open point, and an open point is no pass."""
         status: Status = "passed"
         reason = None
@@ -152,7 +153,7 @@ class Tally:
         return Finding(
             cell=cell,
             status=status,
-            basis="sampled",
+            basis=basis,
             cases=self.cases,
             measured=self.measured,
             budget=self.budget,
@@ -170,5 +171,6 @@ def point(columns: Mapping[str, NDArray[Any]], index: int) -> dict[str, str]:
 
 def cell_seed(cell: Cell, seed: int) -> int:
     """A seed of a cell's own, so that every cell can be run again by itself."""
-    text = f"{seed} {cell.check} {cell.kernel} {cell.function} {cell.dtype} {cell.device} {cell.backend}"
+    # Not of its device and backend: all of them see the same points, and share the truth.
+    text = f"{seed} {cell.check} {cell.kernel} {cell.function} {cell.dtype}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4])

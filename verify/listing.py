@@ -80,7 +80,7 @@ def doctor_report() -> dict[str, Any]:
         "runs": [name for name, reason in reasons.items() if reason is None],
         "primitives": tables,
         "will_not_run": {name: reason for name, reason in reasons.items() if reason}
-        | {f"budgets in {dtype}": reason for dtype, reason in lacking.items()},
+        | {f"budgets in {dtype} {backend}": reason for (dtype, backend), reason in lacking.items()},
     }
 
 

@@ -55,7 +55,7 @@ def mixed_budget(
         step = np.longdouble(ULPS) * spacing(column.astype(np.longdouble), fmt)
         for direction in (-1, 1):
             with np.errstate(over="ignore"):
-                shifted = (column + direction * step).astype(fmt.numpy_dtype)
+                shifted = fmt.nearest(column + direction * step)
             # A step must not leave the domain, nor the range.
             shifted = np.where(np.isfinite(shifted) & ((column <= 0) | (shifted > 0)), shifted, column)
             there = oracle(*columns[:index], shifted, *columns[index + 1 :])

@@ -6,6 +6,7 @@ format. Nothing here reads a stable form, generated code or torch.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,12 +20,15 @@ from numpy.typing import NDArray
 from sympy import Abs, Expr, Heaviside, Max, Min, Piecewise, Symbol, lambdify, sign
 
 from derivations.atoms import expand_atoms
-from derivations.enclosure import compile_enclosure
+from derivations.enclosure import compile_enclosure, compile_over
 from verify.formats import Format, spacing
+from verify.intervals import ARITHMETIC, ROOM, TINY, Interval, Undecided
 
 Long = NDArray[np.longdouble]
 GUARD_BITS = 12  # a ball is narrow enough at 2⁻¹² ulp
 MOST_BITS = 1 << 14
+# Intervals of long doubles know 61 bits: too few for float64, and more than float32 needs unless something cancels.
+_INTERVAL_BITS = 58
 # Numbers of float64 differ by up to 2²⁰⁹⁸ in size: at this precision their sums are exact, and kinks are met exactly.
 KINK_BITS = 1 << 12
 _WORD = 62
@@ -44,6 +48,16 @@ class Enclosures:
     radius: Long
     settled: NDArray[np.bool_]
     hull: NDArray[np.bool_] | None = None
+
+    def reshaped(self, shape: tuple[int, ...]) -> Enclosures:
+        """The same enclosures, in another shape of as many."""
+        return Enclosures(
+            self.mid.reshape(shape),
+            self.tail.reshape(shape),
+            self.radius.reshape(shape),
+            self.settled.reshape(shape),
+            None if self.hull is None else self.hull.reshape(shape),
+        )
 
     def error(self, got: NDArray[Any]) -> Long:
         """A bound of |got − truth|; the distance to the hull where the truth is a set. NaN counts as ∞."""
@@ -69,6 +83,10 @@ class Enclosures:
         return np.where(np.isnan(size), np.inf, error)
 
 
+_KEPT = 32
+_RECENT: OrderedDict[tuple[Any, ...], Enclosures] = OrderedDict()
+
+
 class Oracle:
     """A definition, ready to be evaluated at points of a format."""
 
@@ -82,13 +100,58 @@ class Oracle:
         self._floor = arb(float(fmt.min_subnormal)) * arb(2) ** -GUARD_BITS
 
     def __call__(self, *columns: NDArray[Any]) -> Enclosures:
-        """Enclosures at the points given by one column per symbol; all of one shape, float32 or float64."""
-        rows = zip(*(np.asarray(column, np.float64).ravel().tolist() for column in columns), strict=True)
-        found = [self._refine(row) for row in rows]
+        """Enclosures at the points given by one column per symbol; all of one shape, float32 or float64.
+
+        They are kept for a while: every backend sees the same points, one after the other.
+        """
+        key = (self.definition, self.symbols, self.fmt.name, *((column.shape, column.tobytes()) for column in columns))
+        if key not in _RECENT:
+            _RECENT[key] = self._enclosed(columns)
+            if len(_RECENT) > _KEPT:
+                _RECENT.popitem(last=False)
+        return _RECENT[key]
+
+    def _enclosed(self, columns: Sequence[NDArray[Any]]) -> Enclosures:
         shape = columns[0].shape if columns else ()
-        packed = pack([(value, narrow) for value, narrow, _ in found], shape)
-        hull = np.array([stalled for _, _, stalled in found], np.bool_).reshape(shape)
-        return Enclosures(packed.mid, packed.tail, packed.radius, packed.settled, hull)
+        flat = [np.asarray(column, np.float64).ravel() for column in columns]
+        if len({len(column) for column in flat}) > 1:
+            raise ValueError(f"expected columns of one length, got {[len(column) for column in flat]}")
+        near = self._by_intervals(flat)
+        rest = np.ones(np.prod(shape, dtype=int), np.bool_) if near is None else ~near.settled
+        found = [self._refine(row) for row in zip(*(column[rest].tolist() for column in flat), strict=True)]
+        packed = pack([(value, narrow) for value, narrow, _ in found], (len(found),))
+        hull = np.array([stalled for _, _, stalled in found], np.bool_)
+        if near is None:
+            exact = Enclosures(packed.mid, packed.tail, packed.radius, packed.settled, hull)
+        else:
+            exact = Enclosures(
+                _put(near.mid, rest, packed.mid),
+                _put(near.tail, rest, packed.tail),
+                _put(near.radius, rest, packed.radius),
+                _put(near.settled, rest, packed.settled),
+                _put(np.zeros(rest.shape, np.bool_), rest, hull),
+            )
+        return exact.reshaped(shape)
+
+    def _by_intervals(self, columns: Sequence[NDArray[Any]]) -> Enclosures | None:
+        """Intervals at all points, settled where they are narrow enough; None where the definition has none."""
+        if self._bits > _INTERVAL_BITS or not columns:
+            return None
+        try:
+            with np.errstate(all="ignore"):
+                value = self._over_intervals(*map(Interval, columns))
+        except Undecided:
+            return None
+        low, high = (np.broadcast_to(end, columns[0].shape) for end in (value.low, value.high))
+        with np.errstate(all="ignore"):
+            mid = low / 2 + high / 2
+            radius = (high / 2 - low / 2) + np.abs(mid) * ROOM + TINY
+            narrow = (radius <= np.ldexp(np.abs(mid), -self._bits)) | (radius <= np.longdouble(float(self._floor)))
+        return Enclosures(mid, np.zeros_like(mid), radius, narrow & np.isfinite(mid))
+
+    @cached_property
+    def _over_intervals(self) -> Callable[..., Interval]:
+        return compile_over(self.definition, self.symbols, ARITHMETIC)
 
     def enclose(self, row: Sequence[float]) -> tuple[arb, bool]:
         """The ball at one point, and whether it is narrow."""
@@ -137,6 +200,13 @@ class Oracle:
             last, previous = (arb(mpmath.nstr(value, 400)) for value in values[:-3:-1])
             slack = arb(0, (abs(last - previous) * 4 + abs(last) * arb(2) ** -100).abs_upper())
             return bool((last + slack).overlaps(ball))
+
+
+def _put(all_values: NDArray[Any], where: NDArray[np.bool_], values: NDArray[Any]) -> NDArray[Any]:
+    """A copy with other values at some places."""
+    copy = np.array(all_values)
+    copy[where] = values
+    return copy
 
 
 def pack(values: Sequence[tuple[arb, bool]], shape: tuple[int, ...]) -> Enclosures:

@@ -16,8 +16,7 @@ from derivations.proof import Step
 from derivations.theorems import prove_theorems
 from verify.formats import format_of
 from verify.oracle import Oracle
-from verify.primitives import load_table
-from verify.rounded import Arithmetic, run
+from verify.rounded import arithmetic_of, run
 from verify.settings import Settings
 from verify.subject import Subject
 
@@ -116,15 +115,15 @@ def _errors(subject: Subject, dtype: str, settings: Settings) -> dict[str, Any]:
     fmt = format_of(dtype)
     rng = np.random.default_rng(settings.seed)
     size = np.exp2(rng.uniform(-20, 20, ERROR_POINTS)) * rng.choice([-1.0, 1.0], ERROR_POINTS)
-    column: NDArray[Any] = np.sort(size).astype(fmt.numpy_dtype)
+    column: NDArray[Any] = fmt.nearest(np.sort(size))
     symbols: tuple[Symbol, ...] = subject.arguments("activation")
-    given = {"z": torch.from_numpy(column)} | _defaults(subject, "activation", fmt.torch_dtype, ERROR_POINTS)
-    columns = [given[symbol.name].numpy() for symbol in symbols]
-    got = subject.implementation("activation")(*(given[symbol.name] for symbol in symbols)).detach().numpy()
+    given = {"z": fmt.tensor(column)} | _defaults(subject, "activation", fmt.torch_dtype, ERROR_POINTS)
+    columns = [fmt.array(given[symbol.name]) for symbol in symbols]
+    got = fmt.array(subject.implementation("activation")(*(given[symbol.name] for symbol in symbols)))
     truth = Oracle(subject.definition("activation"), symbols, fmt)(*columns)
-    arithmetic = Arithmetic(fmt, load_table(dtype))
-    allowed = run(subject.generated("activation"), [arithmetic.point(values) for values in columns])
-    budget = np.maximum(truth.ulp_error(allowed.low, fmt), truth.ulp_error(allowed.high, fmt))
+    arithmetic = arithmetic_of(dtype)
+    allowed = run(subject.program("activation"), [arithmetic.point(values) for values in columns])
+    budget = np.maximum(*(truth.ulp_error(fmt.rounded(end), fmt) for end in (allowed.low, allowed.high)))
     return {"z": _plain(column), "ulp": _plain(truth.ulp_error(got, fmt)), "budget": _plain(budget)}
 
 

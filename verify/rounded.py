@@ -24,9 +24,9 @@ from flint import arb
 from numpy.typing import NDArray
 
 from implicit_em.primitives import exponent_limit
-from verify.formats import Format
+from verify.formats import Format, format_of
 from verify.oracle import pack
-from verify.primitives import Table
+from verify.primitives import Table, load_table
 
 Long = NDArray[np.longdouble]
 # What long double arithmetic and its libm may err, relative: 8 units of 2⁻⁶⁴. Check `budget.audit` asks Arb.
@@ -65,7 +65,7 @@ class Arithmetic:
 
     def constant(self, value: float) -> Rounded:
         """A literal of the source, rounded to the format as torch does."""
-        return self.point(np.longdouble(self.fmt.numpy_dtype(value)))
+        return self.point(self.fmt.nearest(value))
 
     def widen(self, name: str, low: Long, high: Long) -> tuple[Long, Long]:
         """The interval of rounded results, for exact results in [low, high]."""
@@ -95,6 +95,16 @@ class Arithmetic:
         wide_low = np.where(wide_low >= fmt.overflow, np.inf, np.where(wide_low > fmt.max, fmt.max, wide_low))
         wide_high = np.where(wide_high <= -fmt.overflow, -np.inf, np.where(wide_high < -fmt.max, -fmt.max, wide_high))
         return wide_low, wide_high
+
+
+def arithmetic_of(dtype: str, device: str = "cpu", backend: str = "eager") -> Arithmetic:
+    """What functions of a dtype are computed in there.
+
+    Raises:
+        MissingTable: the rounding errors of its primitives were not measured.
+    """
+    computing = format_of(dtype).computing
+    return Arithmetic(computing, load_table(computing.name, device, backend))
 
 
 Vjp = Callable[["Rounded"], "Rounded"]
@@ -400,7 +410,7 @@ def _saturated(x: Rounded) -> Rounded:
 
 def _bounded(x: Rounded) -> Rounded:
     fmt = x.arithmetic.fmt
-    return _limited(x, np.longdouble(fmt.numpy_dtype(exponent_limit(fmt.torch_dtype))))
+    return _limited(x, np.longdouble(fmt.carrier(exponent_limit(fmt.torch_dtype))))
 
 
 def _limited(x: Rounded, top: np.longdouble) -> Rounded:
@@ -426,7 +436,9 @@ def _dominated_difference(x: Rounded, y: Rounded) -> Rounded:
 def _tanh_ratio(a: Rounded, x: Rounded) -> Rounded:
     product = a * x
     small = _Torch.abs(product) <= 1.0
-    return _Torch.where(small, a * _tanhc(product), _Torch.tanh(product) / _Torch.where(small, 1.0, x))
+    # Where it is open which branch is taken, the far one divides by x and not by its stand-in.
+    divisor = _Torch.where(Truth(small.yes, ~small.yes), 1.0, x)
+    return _Torch.where(small, a * _tanhc(product), _Torch.tanh(product) / divisor)
 
 
 def _tanhc(x: Rounded) -> Rounded:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+from hypothesis.internal.conjecture.providers import AVAILABLE_PROVIDERS, HypothesisProvider
 from numpy.typing import NDArray
 from sympy import Symbol
 from torch import Tensor
@@ -33,15 +34,15 @@ class Batch:
     regime: str
     layout: str
     seed: int
+    fmt: Format
 
-    def tensors(self) -> list[Tensor]:
-        """The columns as torch tensors in the batch's layout; flattening a result gives the columns' order."""
-        return [lay_out(column, self.layout) for column in self.columns.values()]
+    def tensors(self, layout: str | None = None) -> list[Tensor]:
+        """The columns as torch tensors, in the batch's layout or another one; a flat result has the columns' order."""
+        return [lay_out(self.fmt.tensor(column), layout or self.layout) for column in self.columns.values()]
 
 
-def lay_out(column: NDArray[Any], layout: str) -> Tensor:
+def lay_out(values: Tensor, layout: str) -> Tensor:
     """The same numbers in another place: stride, offset, order of axes."""
-    values = torch.from_numpy(np.ascontiguousarray(column))
     if layout == "strided":
         return torch.stack((values, torch.full_like(values, torch.nan)), dim=-1)[..., 0]
     if layout == "offset":
@@ -59,7 +60,7 @@ def batches(symbols: Sequence[Symbol], fmt: Format, size: int) -> st.SearchStrat
     def build(regime: str, scale: int, layout: str, number: int, shared: bool) -> Batch:
         rng = np.random.default_rng(number)
         columns = _columns(rng, symbols, fmt, size, regime, scale, shared)
-        return Batch(columns, regime, layout, number)
+        return Batch(columns, regime, layout, number, fmt)
 
     return st.builds(
         build,
@@ -71,6 +72,18 @@ def batches(symbols: Sequence[Symbol], fmt: Format, size: int) -> st.SearchStrat
     )
 
 
+class Reproducible(HypothesisProvider):
+    """Hypothesis' own way to draw, but from the seed alone.
+
+    It likes to try constants that it finds in the source of the modules that happen to be loaded: the same seed would
+    give other batches in another process.
+    """
+
+    def _maybe_draw_constant(self, *_: Any, **__: Any) -> None:
+        return None
+
+
+AVAILABLE_PROVIDERS["reproducible"] = f"{__name__}.{Reproducible.__name__}"
 Drawn = TypeVar("Drawn")
 
 
@@ -81,6 +94,7 @@ def explore(strategy: st.SearchStrategy[Drawn], visit: Callable[[Drawn], None], 
     @settings(
         max_examples=examples,
         phases=(Phase.generate,),
+        backend="reproducible",
         database=None,
         deadline=None,
         suppress_health_check=list(HealthCheck),
@@ -106,7 +120,7 @@ def _columns(
         for symbol in symbols:
             if not isinstance(symbol, Parameter) and parameters:
                 columns[symbol.name] = _knife_edge(rng, [columns[name] for name in parameters], size, fmt)
-    return {name: column.astype(fmt.numpy_dtype) for name, column in columns.items()}
+    return {name: fmt.nearest(column) for name, column in columns.items()}
 
 
 def _parameter(
@@ -168,5 +182,5 @@ def _knife_edge(
     total = np.zeros(size)
     for column in parameters:
         total = total + rng.choice([-1.0, 0.0, 1.0], size) * column
-    rounded = total.astype(fmt.numpy_dtype).astype(np.float64)
+    rounded = fmt.nearest(total).astype(np.float64)
     return rounded * (1 + rng.integers(-3, 4, size) * 2 * float(fmt.unit_roundoff))

@@ -20,6 +20,7 @@ from derivations.enclosure import compile_enclosure, exact
 from derivations.generate import module_source
 from derivations.proof import rational_points
 from derivations.stable import activation_name, stable_forms
+from verify.backends import compiled, compiled_module, widened
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,18 @@ class Subject:
     def forms(self) -> dict[str, tuple[tuple[Symbol, ...], Expr]]:
         return stable_forms(self.kernel)
 
-    def implementation(self, function: str) -> Callable[..., Tensor]:
+    def implementation(self, function: str, backend: str = "eager") -> Callable[..., Tensor]:
         """The torch callable under test; arguments in the order of `arguments(function)`, tensors of one dtype."""
-        return self.handwritten.get(function) or getattr(self.code.module, function)
+        if function not in self.handwritten:
+            return self.generated(function, backend)
+        return self.handwritten[function] if backend == "eager" else self._compiled_by_hand[function]
 
-    def generated(self, function: str) -> Callable[..., Tensor]:
-        """The generated callable, whether or not a handwritten one takes its place."""
+    def generated(self, function: str, backend: str = "eager") -> Callable[..., Tensor]:
+        """The generated code as it is called, whether or not a handwritten one takes its place."""
+        return widened(self.program(function)) if backend == "eager" else self._compiled[function]
+
+    def program(self, function: str) -> Callable[..., Tensor]:
+        """The generated function itself, which runs on intervals too."""
         found: Callable[..., Tensor] = getattr(self.code.module, function)
         return found
 
@@ -63,6 +70,14 @@ class Subject:
     def specified(self) -> ModuleType:
         """The module that the kernel gives today, whatever is committed or under test."""
         return _in_memory(self.kernel).module
+
+    @cached_property
+    def _compiled(self) -> Mapping[str, Callable[..., Tensor]]:
+        return compiled_module(self.code.module)
+
+    @cached_property
+    def _compiled_by_hand(self) -> Mapping[str, Callable[..., Tensor]]:
+        return {name: compiled(function) for name, function in self.handwritten.items()}
 
     def arguments(self, function: str) -> tuple[Symbol, ...]:
         return self.forms[function][0]

@@ -2,7 +2,7 @@
 
 from sympy import Abs, E, Max, Piecewise, Symbol, exp, expint, log, oo, sign, sinh, tanh
 
-from derivations.atoms import bounded, clip, dominated_difference, exp_times, expm1, product, ratio
+from derivations.atoms import bounded, clip, dominated_difference, exp_times, product, ratio
 from derivations.geometry import m, u, z
 from derivations.kernel import Fact, Kernel
 from derivations.parameter import Parameter
@@ -17,7 +17,8 @@ size = exp_times(alpha * outer, sinh(bounded(alpha * clip(Abs(z), -m, m))))
 decay = exp(-2 * size)
 exponent = dominated_difference(alpha * (Abs(z) + m), 2 * size)
 inside = 1 + exp(-2 * alpha * Abs(z))
-beyond = -expm1(-2 * alpha * m)
+# 1 − e^{−2αm}, without expm1: compiled by Inductor, that one cancels for small arguments.
+beyond = 2 * tanh(alpha * m) / (1 + tanh(alpha * m))
 root = exp(alpha * Abs(u) / 2)
 t = Symbol("t", positive=True)
 

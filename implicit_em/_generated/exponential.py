@@ -5,7 +5,7 @@ from torch import Tensor
 
 from implicit_em.primitives import bounded, dominated_difference, saturated
 
-SPEC = "fb4fd744b4090114c7edf6a2ad831227b986653346dbd8a71da001ca77296b5c"
+SPEC = "e88212aff60dadd2e09b628a63d3e7ec20d4924e45fca95a856d937a03bae00a"
 NAME = "exponential"
 GEOMETRY = "location"
 EVEN = True
@@ -78,7 +78,7 @@ def activation(z: Tensor, m: Tensor, alpha: Tensor) -> Tensor:
 
 
 def activation_grad(z: Tensor, m: Tensor, alpha: Tensor) -> Tensor:
-    """2*alpha*Piecewise((1 + exp(-2*alpha*|z|), m > |z|), (-expm1(-2*alpha*m), True))*exp(dominated_d…"""
+    """2*alpha*Piecewise((1 + exp(-2*alpha*|z|), m > |z|), (2*tanh(alpha*m)/(tanh(alpha*m) + 1), True)…"""
     t0 = torch.abs(z)
     t1 = m > t0
     t2 = t0 * alpha
@@ -86,38 +86,39 @@ def activation_grad(z: Tensor, m: Tensor, alpha: Tensor) -> Tensor:
     t4 = torch.exp(t3)
     t5 = t4 + 1.0
     t6 = alpha * m
-    t7 = -2.0 * t6
-    t8 = torch.expm1(t7)
-    t9 = -t8
-    t10 = torch.where(t1, t5, t9)
-    t11 = torch.maximum(m, t0)
-    t12 = t11 * alpha
-    t13 = 0.5 * t12
-    t14 = bounded(t13)
-    t15 = torch.exp(t14)
-    t16 = -m
-    t17 = torch.maximum(t0, t16)
-    t18 = torch.minimum(t17, m)
-    t19 = t18 * alpha
-    t20 = bounded(t19)
-    t21 = torch.sinh(t20)
-    t22 = t15 * t21
-    t23 = saturated(t22)
-    t24 = t15 * t23
-    t25 = -2.0 * t24
-    t26 = torch.exp(t25)
-    t27 = t26 + 1.0
-    t28 = t10 / t27
-    t29 = m + t0
-    t30 = t29 * alpha
-    t31 = 2.0 * t24
-    t32 = dominated_difference(t30, t31)
-    t33 = torch.exp(t32)
-    t34 = t33 / t27
-    t35 = t28 * t34
-    t36 = t35 * alpha
-    t37 = 2.0 * t36
-    return t37
+    t7 = torch.tanh(t6)
+    t8 = t7 + 1.0
+    t9 = t7 / t8
+    t10 = 2.0 * t9
+    t11 = torch.where(t1, t5, t10)
+    t12 = torch.maximum(m, t0)
+    t13 = t12 * alpha
+    t14 = 0.5 * t13
+    t15 = bounded(t14)
+    t16 = torch.exp(t15)
+    t17 = -m
+    t18 = torch.maximum(t0, t17)
+    t19 = torch.minimum(t18, m)
+    t20 = t19 * alpha
+    t21 = bounded(t20)
+    t22 = torch.sinh(t21)
+    t23 = t16 * t22
+    t24 = saturated(t23)
+    t25 = t16 * t24
+    t26 = -2.0 * t25
+    t27 = torch.exp(t26)
+    t28 = t27 + 1.0
+    t29 = t11 / t28
+    t30 = m + t0
+    t31 = t30 * alpha
+    t32 = 2.0 * t25
+    t33 = dominated_difference(t31, t32)
+    t34 = torch.exp(t33)
+    t35 = t34 / t28
+    t36 = t29 * t35
+    t37 = t36 * alpha
+    t38 = 2.0 * t37
+    return t38
 
 
 def log_normalizer(alpha: Tensor) -> Tensor:

@@ -16,8 +16,7 @@ from verify.formats import format_of
 from verify.judge import Tally, cell_seed
 from verify.mixed import ULPS, mixed_budget, unavoidable
 from verify.oracle import Oracle
-from verify.primitives import load_table
-from verify.rounded import Arithmetic, run
+from verify.rounded import arithmetic_of, run
 from verify.settings import Settings
 from verify.strategies import EXAMPLES, Batch, batches, explore
 from verify.subject import Subject
@@ -34,7 +33,9 @@ FUNCTIONS: dict[str, Callable[[str], bool]] = {
 
 def _planner(check: str) -> Callable[[Subject, Settings], list[Cell]]:
     def cells(subject: Subject, settings: Settings) -> list[Cell]:
-        return numeric_cells(check, subject, filter(FUNCTIONS[check], subject.forms), settings)
+        return numeric_cells(
+            check, subject, filter(FUNCTIONS[check], subject.forms), settings, backends=("eager", "compile", "triton")
+        )
 
     return cells
 
@@ -43,21 +44,22 @@ def _run(subject: Subject, cell: Cell, settings: Settings) -> Finding:
     fmt = format_of(cell.dtype)
     symbols = subject.arguments(cell.function)
     oracle = Oracle(subject.definition(cell.function), symbols, fmt)
-    implementation, generated = subject.implementation(cell.function), subject.generated(cell.function)
+    implementation, program = subject.implementation(cell.function, cell.backend), subject.program(cell.function)
+    layout = "contiguous" if cell.backend == "compile" else None  # another one would be compiled anew
     handwritten = cell.function in subject.handwritten
-    arithmetic = Arithmetic(fmt, load_table(cell.dtype, cell.device, cell.backend))
+    arithmetic = arithmetic_of(cell.dtype, cell.device, cell.backend)
     tally = Tally(fmt)
 
     def visit(batch: Batch) -> None:
-        got = implementation(*batch.tensors()).detach().flatten().numpy()
+        got = fmt.array(implementation(*batch.tensors(layout)).flatten())
         columns = list(batch.columns.values())
         truth = oracle(*columns)
         if handwritten:
-            lost = unavoidable(lambda points: run(generated, points), arithmetic, columns)
+            lost = unavoidable(lambda points: run(program, points), arithmetic, columns)
             budget = mixed_budget(oracle, columns, truth, fmt, lost)
             tally.judge_errors(batch.columns, truth.ulp_error(got, fmt), budget, truth)
             return
-        allowed = run(generated, [arithmetic.point(column) for column in columns])
+        allowed = run(program, [arithmetic.point(column) for column in columns])
         low, high = (np.broadcast_to(side, columns[0].shape) for side in (allowed.low, allowed.high))
         tally.judge(batch.columns, got, truth, low, high)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 
 from verify.finding import Cell, Finding
@@ -27,14 +27,29 @@ class Check:
     run: Callable[[Subject, Cell, Settings], Finding]
 
 
-def numeric_cells(check: str, subject: Subject, functions: Iterable[str], settings: Settings) -> list[Cell]:
-    """One cell per function, dtype, device and backend."""
+def numeric_cells(
+    check: str,
+    subject: Subject,
+    functions: Iterable[str],
+    settings: Settings,
+    *,
+    dtypes: Collection[str] | None = None,
+    backends: Collection[str] = ("eager",),
+) -> list[Cell]:
+    """One cell per function, dtype, device and backend that were asked for and that the check is about.
+
+    Args:
+        dtypes: those that the check is about; all where None.
+        backends: likewise; eager torch by default.
+    """
     return [
         Cell(check, subject.name, function, dtype, device, backend)
         for function in functions
         for dtype in settings.dtypes
+        if dtypes is None or dtype in dtypes
         for device in settings.devices
         for backend in settings.backends
+        if backend in backends
     ]
 
 

@@ -17,7 +17,6 @@ from verify.finding import Cell, Finding
 from verify.formats import Format, format_of, spacing
 from verify.judge import Tally, cell_seed
 from verify.oracle import Enclosures, Long
-from verify.primitives import load_table
 from verify.reductions import (
     log_partition_budget,
     responsibilities_budget,
@@ -25,7 +24,7 @@ from verify.reductions import (
     true_log_partition,
     true_responsibilities,
 )
-from verify.rounded import Arithmetic, Rounded
+from verify.rounded import Arithmetic, Rounded, arithmetic_of
 from verify.settings import Settings
 from verify.strategies import explore
 from verify.subject import Subject
@@ -42,43 +41,43 @@ def _flat(tally: Tally, row: Rows, got: torch.Tensor, truth: Enclosures, allowed
         columns = {"d_min": row.energies.min(-1), "d_max": row.energies.max(-1)}
     flat = Enclosures(truth.mid.ravel(), truth.tail.ravel(), truth.radius.ravel(), truth.settled.ravel())
     columns = {name: column.ravel() for name, column in columns.items()}
-    tally.judge(columns, got.detach().numpy().ravel(), flat, allowed.low.ravel(), allowed.high.ravel())
+    tally.judge(columns, tally.fmt.array(got).ravel(), flat, allowed.low.ravel(), allowed.high.ravel())
 
 
 def _responsibilities(row: Rows, tally: Tally, arithmetic: Arithmetic, fmt: Format) -> None:
-    got = responsibilities(torch.from_numpy(row.energies))
+    got = responsibilities(fmt.tensor(row.energies))
     energies = row.energies.astype(np.longdouble)
     _flat(tally, row, got, true_responsibilities(energies, fmt), responsibilities_budget(arithmetic.point(energies)))
 
 
 def _log_partition(row: Rows, tally: Tally, arithmetic: Arithmetic, fmt: Format) -> None:
-    got = log_partition(torch.from_numpy(row.energies))
+    got = log_partition(fmt.tensor(row.energies))
     energies = row.energies.astype(np.longdouble)
     _flat(tally, row, got, true_log_partition(energies, fmt), log_partition_budget(arithmetic.point(energies)))
 
 
 def _normalization(row: Rows, tally: Tally, arithmetic: Arithmetic, fmt: Format) -> None:
     """Σ r = 1 to within what the sum's own rounding and that of each r allow."""
-    got = responsibilities(torch.from_numpy(row.energies)).numpy().astype(np.longdouble)
-    allowed = responsibilities_budget(arithmetic.point(row.energies))
+    got = fmt.array(responsibilities(fmt.tensor(row.energies))).astype(np.longdouble)
     total = got.sum(-1)
     one = _exact(np.ones_like(total))
-    # Every r is granted its own interval, but their exact sum is 1: the ends bound the departure.
-    low = np.minimum(1, 1 - _room(allowed, got))
-    high = np.maximum(1, 1 + _room(allowed, got))
+    unit = fmt.unit_roundoff * 2  # an ulp of 1
+    # The exact responsibilities sum to 1: the sum may depart from it by what each result may depart from its own.
+    room = _room(responsibilities_budget(arithmetic.point(row.energies)), fmt, got.shape[-1]) / unit
     columns = {"d_min": row.energies.min(-1), "d_max": row.energies.max(-1)}
-    tally.judge(columns, total, one, low, high)
+    tally.judge_errors(columns, one.error(total) / unit, room, one)
 
 
-def _room(allowed: Rounded, got: Long) -> Long:
-    """Σ (high − low) over the components: how far the results of one row can be from their true values."""
-    widths = Rounded(allowed.arithmetic, allowed.low * 0, allowed.high - allowed.low)
-    return np.asarray(sum_in_any_order(widths).high + got.shape[-1] * np.finfo(np.longdouble).eps)
+def _room(allowed: Rounded, fmt: Format, count: int) -> Long:
+    """Σ over the components of how far a result can be from its true value, both in the same interval."""
+    low, high = np.minimum(allowed.low, fmt.rounded(allowed.low)), np.maximum(allowed.high, fmt.rounded(allowed.high))
+    widths = Rounded(allowed.arithmetic, allowed.low * 0, high - low)
+    return np.asarray(sum_in_any_order(widths).high + count * np.finfo(np.longdouble).eps)
 
 
 def _gradient_identity(row: Rows, tally: Tally, arithmetic: Arithmetic, fmt: Format) -> None:
     """Autograd's ∂L/∂d against the true −r: exp(score − log-partition) in autograd's backward."""
-    leaf = torch.from_numpy(row.energies).requires_grad_()
+    leaf = fmt.tensor(row.energies).requires_grad_()
     (slope,) = torch.autograd.grad(log_partition(leaf).sum(), leaf)
     energies = row.energies.astype(np.longdouble)
     truth = true_responsibilities(energies, fmt)
@@ -105,7 +104,7 @@ def log_partition_gradient_budget(arithmetic: Arithmetic, energies: Long) -> Rou
 def _shift(row: Rows, tally: Tally, arithmetic: Arithmetic, fmt: Format) -> None:
     """r(d + c) for a c that adds without rounding is r(d), bit for bit or within the budget of both."""
     unit = float(spacing(np.max(np.abs(row.energies[np.isfinite(row.energies)])).astype(np.longdouble), fmt))
-    moved = (row.energies + fmt.numpy_dtype(unit)).astype(fmt.numpy_dtype)
+    moved = fmt.nearest(row.energies.astype(np.longdouble) + unit)
     with np.errstate(invalid="ignore"):
         same = np.isinf(row.energies) | (moved.astype(np.longdouble) - row.energies.astype(np.longdouble) == unit)
     keep = same.all(-1)
@@ -113,7 +112,7 @@ def _shift(row: Rows, tally: Tally, arithmetic: Arithmetic, fmt: Format) -> None
         return
     kept = Rows(row.energies[keep], row.source)
     energies = kept.energies.astype(np.longdouble)
-    got = responsibilities(torch.from_numpy(moved[keep]))
+    got = responsibilities(fmt.tensor(moved[keep]))
     _flat(
         tally, kept, got, true_responsibilities(energies, fmt), responsibilities_budget(arithmetic.point(moved[keep]))
     )
@@ -122,8 +121,8 @@ def _shift(row: Rows, tally: Tally, arithmetic: Arithmetic, fmt: Format) -> None
 def _hessian(row: Rows, tally: Tally, arithmetic: Arithmetic, fmt: Format) -> None:
     """∂²L/∂d² of single rows by double backward against diag(r) − rrᵀ."""
     for energies in row.energies[:4]:
-        leaf = torch.from_numpy(np.ascontiguousarray(energies))
-        got = torch.func.hessian(log_partition)(leaf).numpy()
+        leaf = fmt.tensor(energies)
+        got = fmt.array(torch.func.hessian(log_partition)(leaf))
         exact = energies.astype(np.longdouble)[None, :]
         truth = true_responsibilities(exact, fmt)
         r = truth.mid[0]
@@ -155,7 +154,7 @@ def _exact(values: Long) -> Enclosures:
 def _runner(visit: Visit, share: int) -> Callable[[Subject, Cell, Settings], Finding]:
     def run(subject: Subject, cell: Cell, settings: Settings) -> Finding:
         fmt = format_of(cell.dtype)
-        arithmetic = Arithmetic(fmt, load_table(cell.dtype, cell.device, cell.backend))
+        arithmetic = arithmetic_of(cell.dtype, cell.device, cell.backend)
         tally = Tally(fmt)
         entries = max(64, settings.points // (share * EXAMPLES))
         explore(

@@ -16,8 +16,7 @@ from verify.formats import format_of
 from verify.judge import Tally, cell_seed
 from verify.mixed import mixed_budget
 from verify.oracle import Oracle
-from verify.primitives import load_table
-from verify.rounded import Arithmetic, gradients, run
+from verify.rounded import arithmetic_of, gradients, run
 from verify.settings import Settings
 from verify.strategies import EXAMPLES, Batch, batches, explore
 from verify.subject import Subject
@@ -42,9 +41,9 @@ def _run(subject: Subject, cell: Cell, settings: Settings) -> Finding:
     symbols = subject.arguments(function)
     variable = next(symbol for symbol in symbols if symbol.name == argument)
     oracle = Oracle(derivative(subject.definition(function), variable), symbols, fmt)
-    implementation, generated = subject.implementation(function), subject.generated(function)
+    implementation, program = subject.implementation(function), subject.program(function)
     handwritten = function in subject.handwritten
-    arithmetic = Arithmetic(fmt, load_table(cell.dtype, cell.device, cell.backend))
+    arithmetic = arithmetic_of(cell.dtype, cell.device, cell.backend)
     tally = Tally(fmt)
 
     def visit(batch: Batch) -> None:
@@ -54,9 +53,9 @@ def _run(subject: Subject, cell: Cell, settings: Settings) -> Finding:
         (slope,) = torch.autograd.grad(implementation(*tensors.values()).sum(), leaf)
         columns = list(batch.columns.values())
         truth = oracle(*columns)
-        got = slope.flatten().numpy()
+        got = fmt.array(slope.flatten())
         inputs = {name: arithmetic.point(column) for name, column in batch.columns.items()}
-        allowed = gradients(run(generated, list(inputs.values())), inputs)[argument]
+        allowed = gradients(run(program, list(inputs.values())), inputs)[argument]
         low, high = (np.broadcast_to(side, columns[0].shape) for side in (allowed.low, allowed.high))
         # Autograd's own formulas cancel (1 − y² of a saturated tanh), and no rewriting changes them.
         budget = mixed_budget(oracle, columns, truth, fmt, lost=allowed) if handwritten else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from derivations import LOCATION
@@ -11,8 +13,7 @@ from verify.finding import Cell, Finding
 from verify.formats import format_of
 from verify.judge import Tally, cell_seed
 from verify.oracle import Enclosures, Oracle
-from verify.primitives import load_table
-from verify.rounded import Arithmetic, run
+from verify.rounded import arithmetic_of, run
 from verify.settings import Settings
 from verify.strategies import EXAMPLES, Batch, batches, explore
 from verify.subject import Subject
@@ -33,16 +34,16 @@ def _run(subject: Subject, cell: Cell, settings: Settings) -> Finding:
     symbols = subject.arguments(cell.function)
     value = Oracle(subject.definition(cell.function), symbols, fmt)
     limit = Oracle(limit_at_infinity(subject.kernel), symbols, fmt)
-    function = subject.generated(cell.function)
-    arithmetic = Arithmetic(fmt, load_table(cell.dtype, cell.device, cell.backend))
+    function, program = subject.generated(cell.function), subject.program(cell.function)
+    arithmetic = arithmetic_of(cell.dtype, cell.device, cell.backend)
     tally = Tally(fmt)
 
     def visit(batch: Batch) -> None:
-        far = np.full_like(batch.columns["z"], fmt.numpy_dtype(fmt.max / 4))
+        far = np.full_like(batch.columns["z"], fmt.nearest(fmt.max / 4))
         columns = {**batch.columns, "z": far}
-        got = function(*Batch(columns, batch.regime, batch.layout, batch.seed).tensors()).flatten().numpy()
+        got = fmt.array(function(*replace(batch, columns=columns).tensors()).flatten())
         truth, end = value(*columns.values()), limit(*columns.values())
-        allowed = run(function, [arithmetic.point(column) for column in columns.values()])
+        allowed = run(program, [arithmetic.point(column) for column in columns.values()])
         distance = np.abs(truth.mid - end.mid) + truth.radius + end.radius
         ends = Enclosures(end.mid, end.tail, end.radius, end.settled & truth.settled)
         low, high = (

@@ -21,7 +21,6 @@ from verify.finding import Cell, Finding
 from verify.formats import Format, format_of
 from verify.judge import Tally, cell_seed
 from verify.oracle import Enclosures, pack
-from verify.primitives import load_table
 from verify.reductions import (
     log_partition_budget,
     log_partition_of,
@@ -30,7 +29,7 @@ from verify.reductions import (
     settle,
     sum_in_any_order,
 )
-from verify.rounded import Arithmetic, Rounded, run
+from verify.rounded import Arithmetic, Rounded, arithmetic_of, run
 from verify.settings import Settings
 from verify.subject import Subject
 from verify.tables import SCALINGS, TABLES, Problem, problem, sample
@@ -41,16 +40,22 @@ Row = Callable[[], list[arb]]
 
 def _cells(subject: Subject, settings: Settings) -> list[Cell]:
     lifts = ["sum", *(["radial"] if subject.kernel.is_even else [])] if subject.kernel.geometry is LOCATION else ["own"]
-    return numeric_cells(NAME, subject, [f"{lift}/{table}" for lift in lifts for table in TABLES], settings)
+    return numeric_cells(
+        NAME,
+        subject,
+        [f"{lift}/{table}" for lift in lifts for table in TABLES],
+        settings,
+        dtypes=("float64", "float32"),
+    )
 
 
 def _run(subject: Subject, cell: Cell, settings: Settings) -> Finding:
     fmt = format_of(cell.dtype)
     lift, _, table = cell.function.partition("/")
-    arithmetic = Arithmetic(fmt, load_table(cell.dtype, cell.device, cell.backend))
+    arithmetic = arithmetic_of(cell.dtype, cell.device, cell.backend)
     tally = Tally(fmt, unspecified_because="rows whose every energy overflows have no responsibilities")
     for scaling in SCALINGS:
-        given = sample(problem(table, scaling), settings.rows, cell_seed(cell, settings.seed), fmt.numpy_dtype)
+        given = sample(problem(table, scaling), settings.rows, cell_seed(cell, settings.seed), fmt.carrier)
         _judge(tally, subject, lift, given, arithmetic)
     return tally.finding(cell)
 
@@ -114,8 +119,8 @@ def _energies(subject: Subject, lift: str, given: Problem, fmt: Format) -> Tenso
 def _allowed(subject: Subject, lift: str, given: Problem, arithmetic: Arithmetic) -> Rounded:
     """Intervals of the energies [sample, component], operation by operation."""
     x, mu = arithmetic.point(given.x[:, None, :]), arithmetic.point(given.mu[None, :, :])
-    values = [arithmetic.point(arithmetic.fmt.numpy_dtype(symbol.default)) for symbol in _parameters(subject)]
-    energy = subject.generated("energy")
+    values = [arithmetic.point(arithmetic.fmt.nearest(symbol.default)) for symbol in _parameters(subject)]
+    energy = subject.program("energy")
     geometry = subject.kernel.geometry.name
     if geometry == "location" and lift == "sum":
         return sum_in_any_order(run(energy, [x, mu, *values]))

@@ -13,10 +13,9 @@ from verify.checks.check import Check, numeric_cells
 from verify.finding import Cell, Finding
 from verify.formats import format_of
 from verify.judge import cell_seed, point
-from verify.primitives import load_table
-from verify.rounded import Arithmetic, Rounded, run
+from verify.rounded import Rounded, arithmetic_of, run
 from verify.settings import Settings
-from verify.strategies import EXAMPLES, LAYOUTS, Batch, batches, explore, lay_out
+from verify.strategies import EXAMPLES, LAYOUTS, Batch, batches, explore
 from verify.subject import Subject
 
 
@@ -48,14 +47,14 @@ def _run_parity(subject: Subject, cell: Cell, settings: Settings) -> Finding:
     interval of their own; these must meet, and the result lie in either.
     """
     odd = _is_odd(subject, cell.function)
-    function = subject.generated(cell.function)
+    fmt, function, program = format_of(cell.dtype), subject.generated(cell.function), subject.program(cell.function)
 
     def results(batch: Batch) -> list[NDArray[Any]]:
         first, *rest = batch.tensors()
-        return [(-1 if odd else 1) * function(-first, *rest).flatten().numpy().astype(np.longdouble)]
+        return [(-1 if odd else 1) * fmt.array(function(-first, *rest).flatten()).astype(np.longdouble)]
 
     def mirrored(here: Rounded, first: Rounded, *rest: Rounded) -> Rounded:
-        there = run(function, [-first, *rest])
+        there = run(program, [-first, *rest])
         there = -there if odd else there
         meets = (there.low <= here.high) & (there.high >= here.low)
         return Rounded(
@@ -80,12 +79,8 @@ def _run_layouts(subject: Subject, cell: Cell, settings: Settings) -> Finding:
     """
 
     def results(batch: Batch) -> list[NDArray[Any]]:
-        columns = list(batch.columns.values())
         function = subject.generated(cell.function)
-        return [
-            function(*(lay_out(column, layout) for column in columns)).flatten().numpy().astype(np.longdouble)
-            for layout in LAYOUTS
-        ]
+        return [batch.fmt.array(function(*batch.tensors(layout)).flatten()).astype(np.longdouble) for layout in LAYOUTS]
 
     return _allowed(subject, cell, settings, results, "results depend on the memory layout")
 
@@ -104,20 +99,21 @@ def _allowed(
         widened: of that interval and the arguments: the interval to lie in instead.
     """
     fmt = format_of(cell.dtype)
-    arithmetic = Arithmetic(fmt, load_table(cell.dtype, cell.device, cell.backend))
+    arithmetic = arithmetic_of(cell.dtype, cell.device, cell.backend)
     cases, bad, where, open_at, unknown = 0, 0, None, None, 0
 
     def visit(batch: Batch) -> None:
         nonlocal cases, bad, where, open_at, unknown
         points = [arithmetic.point(column) for column in batch.columns.values()]
-        allowed = widened(run(subject.generated(cell.function), points), *points)
+        allowed = widened(run(subject.program(cell.function), points), *points)
         anything = np.isnan(allowed.low) | np.isnan(allowed.high)
         anything = np.broadcast_to(anything, next(iter(batch.columns.values())).shape)
         unknown += int(anything.sum())
         if anything.any() and open_at is None:
             open_at = point(batch.columns, int(np.argmax(anything)))
+        low, high = fmt.rounded(allowed.low), fmt.rounded(allowed.high)
         for got in results(batch):
-            outside = np.broadcast_to(~anything & ~((got >= allowed.low) & (got <= allowed.high)), got.shape)
+            outside = np.broadcast_to(~anything & ~((got >= low) & (got <= high)), got.shape)
             cases += int((~anything).sum())
             bad += int(outside.sum())
             if outside.any() and where is None:

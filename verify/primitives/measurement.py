@@ -11,7 +11,7 @@ import signal
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from multiprocessing import get_context
 from typing import Any, Literal, get_args
 
@@ -22,7 +22,7 @@ from torch import Tensor
 from verify.formats import FORMATS, Format, format_of
 from verify.machine import cpu_model
 from verify.primitives.errors import NOTHING_SEEN, Tally, differences, judge_by_arb, judge_by_float64
-from verify.primitives.operations import OPERATIONS, Operation, fingerprint
+from verify.primitives.operations import OPERATIONS, Operation, compiled_operation, fingerprint
 from verify.primitives.samples import neighbours, sample
 from verify.primitives.tables import Layout, MissingTable, Primitive, Table, load_table
 
@@ -125,6 +125,7 @@ def summary(
     swept: Tallies,
     reference: Primitive | None,
     origin: Mapping[str, Any],
+    backend: str = "eager",
 ) -> Primitive:
     """The row of the table that the tallies amount to; `reference` judged the results, where Arb did not."""
     judged = sampled | swept
@@ -155,7 +156,7 @@ def summary(
         worst={kind: max(getattr(tally, kind) for tally in judged.values())[1] for kind in kinds},
         reference_scale="max(|y|,1)" if operation.floor else "|y|",
         layouts=layouts,
-        fingerprint=fingerprint(operation.name, fmt.name),
+        fingerprint=fingerprint(operation.name, fmt.name, backend),
         origin=origin,
     )
 
@@ -197,25 +198,22 @@ def measure(
     fmt = format_of(dtype)
     if depth not in DEPTHS:
         raise ValueError(f"expected a depth out of {', '.join(DEPTHS)}, got {depth!r}")
-    if (device, backend) != ("cpu", "eager"):
-        raise ValueError(f"expected device cpu and backend eager, got {device} and {backend}")
+    if device != "cpu" or backend not in ("eager", "compile"):
+        raise ValueError(f"expected device cpu and backend eager or compile, got {device} and {backend}")
+    if fmt.is_narrow:
+        raise ValueError(f"expected float64 or float32, got {dtype}: nothing is computed in it")
     reference = None if dtype == "float64" else _reference_table(seed, device, backend)
     jobs = 1 if depth == "quick" else torch.get_num_threads()
     sweeps = dtype == "float32" and depth == "full"
 
     chosen = {name: OPERATIONS[name] for name in (OPERATIONS if names is None else names)}
     tasks = [
-        (
-            name,
-            partial(
-                _sample_task, name, dtype, seed, shard, CLIMBS if dtype == "float64" or operation.arguments == 2 else 0
-            ),
-        )
-        for name, operation in chosen.items()
+        (name, partial(_sample_task, name, backend, dtype, seed, shard))
+        for name in chosen
         for shard in range(SHARDS[depth])
     ]
     sampled = _gathered(tasks, jobs, _stage(progress, 0.0, 0.1 if sweeps else 1.0))
-    swept = _gathered(_sweep_tasks(sampled), jobs, _stage(progress, 0.1, 1.0)) if sweeps else {}
+    swept = _gathered(_sweep_tasks(sampled, backend), jobs, _stage(progress, 0.1, 1.0)) if sweeps else {}
     origin = {
         "torch": torch.__version__,
         "cpu": cpu_model(),
@@ -231,6 +229,7 @@ def measure(
             swept.get(name, {}),
             reference[name] if reference else None,
             origin,
+            backend,
         )
         for name, operation in chosen.items()
     }
@@ -244,18 +243,30 @@ def _reference_table(seed: int, device: str, backend: str) -> Table:
         return measure("float64", seed=seed, depth="quick", device=device, backend=backend)
 
 
-def _sample_task(name: str, dtype: str, seed: int, shard: int, climbs: int) -> Tallies:
-    return sampled_errors(OPERATIONS[name], FORMATS[dtype], seed, shard, climbs)
+def _operation(name: str, backend: str) -> Operation:
+    return OPERATIONS[name] if backend == "eager" else _compiled_operation(name)
 
 
-def _sweep_task(name: str, layouts: tuple[str, ...], first: int, last: int) -> Tallies:
-    return swept_errors(OPERATIONS[name], layouts, first, last)
+@lru_cache(maxsize=64)
+def _compiled_operation(name: str) -> Operation:
+    """Compiled once in each process."""
+    return compiled_operation(OPERATIONS[name])
 
 
-def _sweep_tasks(sampled: Mapping[str, Tallies]) -> list[Task]:
+def _sample_task(name: str, backend: str, dtype: str, seed: int, shard: int) -> Tallies:
+    """One argument in float32 is swept: there is nothing to search for."""
+    climbs = CLIMBS if dtype == "float64" or OPERATIONS[name].arguments == 2 else 0
+    return sampled_errors(_operation(name, backend), FORMATS[dtype], seed, shard, climbs)
+
+
+def _sweep_task(name: str, backend: str, layouts: tuple[str, ...], first: int, last: int) -> Tallies:
+    return swept_errors(_operation(name, backend), layouts, first, last)
+
+
+def _sweep_tasks(sampled: Mapping[str, Tallies], backend: str) -> list[Task]:
     lowest = {"real": -(2**31), "nonnegative": 0, "positive": 1}
     return [
-        (name, partial(_sweep_task, name, layouts_to_sweep(tallies), first, min(first + SWEEP_TASK, 2**31)))
+        (name, partial(_sweep_task, name, backend, layouts_to_sweep(tallies), first, min(first + SWEEP_TASK, 2**31)))
         for name, tallies in sampled.items()
         if OPERATIONS[name].arguments == 1
         for first in range(lowest[OPERATIONS[name].domain], 2**31, SWEEP_TASK)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +15,7 @@ from flint import arb
 from numpy.typing import NDArray
 from torch import Tensor
 
+from verify.backends import compiled
 from verify.formats import Format, format_of
 
 Function = Callable[..., Tensor]
@@ -161,24 +162,51 @@ OPERATIONS: dict[str, Operation] = {row.name: row for row in _ROWS}
 
 
 @lru_cache(maxsize=256)
-def fingerprint(name: str, dtype: str) -> str:
+def fingerprint(name: str, dtype: str, backend: str = "eager") -> str:
     """A digest of what this machine's primitive returns for fixed inputs, bit by bit, on every layout.
 
     The version of torch and the instruction set do not settle which code runs: a mathematical library inside of
     torch chooses by the processor's maker too. Errors measured on one code say nothing of another.
     """
-    operation, fmt = OPERATIONS[name], format_of(dtype)
-    inputs = probes(operation, fmt)
+    if backend == "compile":
+        results = [_compiled_probes(dtype)[name]]
+    else:
+        inputs = probes(OPERATIONS[name], format_of(dtype))
+        results = [apply(OPERATIONS[name].function, *inputs) for apply in OPERATIONS[name].layouts.values()]
     digest = hashlib.blake2b(digest_size=8)
-    for apply in operation.layouts.values():
-        result = apply(operation.function, *inputs)
+    for result in results:
         digest.update(torch.where(result.isnan(), torch.nan, result).numpy().tobytes())
     return digest.hexdigest()
 
 
+@lru_cache(maxsize=4)
+def _compiled_probes(dtype: str) -> dict[str, Tensor]:
+    """What compiled primitives return for their probes. One graph for all of them: compiling each takes seconds."""
+
+    def everything(inputs: Mapping[str, tuple[Tensor, ...]]) -> dict[str, Tensor]:
+        return {name: _first_layout(OPERATIONS[name])(*arguments) for name, arguments in inputs.items()}
+
+    with torch.no_grad():
+        results: dict[str, Tensor] = compiled(everything)(
+            {name: probes(operation, format_of(dtype)) for name, operation in OPERATIONS.items()}
+        )
+    return results
+
+
+def _first_layout(operation: Operation) -> Function:
+    return partial(next(iter(operation.layouts.values())), operation.function)
+
+
+def compiled_operation(operation: Operation) -> Operation:
+    """The operation as Inductor compiles it, on one layout: another one would be other code."""
+    name = next(iter(operation.layouts))
+    whole = compiled(_first_layout(operation))
+    return replace(operation, layouts={name: lambda _, *arguments: whole(*arguments)})
+
+
 def probes(operation: Operation, fmt: Format) -> tuple[Tensor, ...]:
     """The inputs of a fingerprint, one tensor [point] per argument; the same for all time, whatever NumPy draws."""
-    width = 8 * np.dtype(fmt.numpy_dtype).itemsize
+    width = 8 * np.dtype(fmt.carrier).itemsize
     first = _spread(fmt, width, np.arange(PROBES, dtype=np.uint64))
     if operation.arguments == 2:
         second = _spread(fmt, width, np.arange(PROBES, dtype=np.uint64) // RUN * 3 + 1)
@@ -198,4 +226,4 @@ def _spread(fmt: Format, width: int, index: NDArray[np.uint64]) -> Tensor:
     near = np.uint64(one - PROBE_REACH) + field_of % np.uint64(2 * PROBE_REACH)
     apart = weyl & ~(np.uint64(2 * one + 1) << np.uint64(fraction_bits))
     pattern = np.where(index % np.uint64(2) == 0, weyl, apart | near << np.uint64(fraction_bits))
-    return torch.from_numpy(pattern.astype(f"uint{width}").view(fmt.numpy_dtype))
+    return torch.from_numpy(pattern.astype(f"uint{width}").view(fmt.carrier))

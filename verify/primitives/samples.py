@@ -101,7 +101,7 @@ def _hard_points(fmt: Format, rng: np.random.Generator) -> Floats:
     subnormal = np.ldexp(fmt.min_subnormal, np.arange(fmt.precision))  # of each binade one, up to min_normal
     with np.errstate(over="ignore", under="ignore"):
         points = np.concatenate(((anchors[:, None] * (1 + offset)).ravel(), anchors, special, subnormal))
-        return np.concatenate((points, -points)).astype(fmt.numpy_dtype)
+        return fmt.nearest(np.concatenate((points, -points)))
 
 
 def neighbours(fmt: Format, rng: np.random.Generator, point: Sequence[float], radius: float) -> tuple[Tensor, ...]:
@@ -111,7 +111,7 @@ def neighbours(fmt: Format, rng: np.random.Generator, point: Sequence[float], ra
         run = RUN if index else 1
         offset = np.repeat(rng.uniform(-radius, radius, NEIGHBOURS // run), run)
         with np.errstate(over="ignore"):
-            around.append(torch.from_numpy((coordinate * (1 + offset)).astype(fmt.numpy_dtype)))
+            around.append(fmt.tensor(fmt.nearest(coordinate * (1 + offset))))
     return tuple(around)
 
 
@@ -161,7 +161,7 @@ def _bias(fmt: Format) -> int:
 
 def _composed(fmt: Format, sign: NDArray[np.int64], exponent: NDArray[np.int64], fraction: NDArray[np.int64]) -> Floats:
     """Numbers from their sign bits, exponent fields and stored significands."""
-    width = 8 * np.dtype(fmt.numpy_dtype).itemsize
+    width = 8 * np.dtype(fmt.carrier).itemsize
     pattern = (sign << (width - 1)) | (exponent << (fmt.precision - 1)) | fraction
-    numbers: Floats = pattern.astype(f"int{width}").view(fmt.numpy_dtype)
+    numbers: Floats = pattern.astype(f"int{width}").view(fmt.carrier)
     return numbers

@@ -171,7 +171,8 @@ def load_table(dtype: str, device: str = "cpu", backend: str = "eager") -> Table
     if absent:
         where = f"torch {_torch_version()}, {_capability()}, {device}, {backend}, {dtype}"
         which = "" if len(absent) == len(OPERATIONS) else f" and the code this processor runs of {', '.join(absent)}"
-        remedy = f"run `implicit-em primitives --dtype {dtype} --missing`"
+        which_backend = "" if backend == "eager" else f" --backend {backend}"
+        remedy = f"run `implicit-em primitives --dtype {dtype}{which_backend} --missing`"
         raise MissingTable(f"no rounding errors were measured for {where}{which}: {remedy}")
     return Table(dtype, device, backend, known)
 
@@ -193,7 +194,7 @@ def _known(dtype: str, device: str, backend: str) -> dict[str, Primitive]:
         for row in _read(directory / file_name(dtype, device, backend)):
             kept = found.get(row.name)
             better = kept is None or (row.origin["depth"] == "full" and kept.origin["depth"] != "full")
-            if better and row.name in OPERATIONS and row.fingerprint == fingerprint(row.name, dtype):
+            if better and row.name in OPERATIONS and row.fingerprint == fingerprint(row.name, dtype, backend):
                 found[row.name] = row
     return found
 
