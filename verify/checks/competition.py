@@ -106,7 +106,9 @@ def _shift(row: Rows, tally: Tally, arithmetic: Arithmetic, fmt: Format) -> None
     unit = float(spacing(np.max(np.abs(row.energies[np.isfinite(row.energies)])).astype(np.longdouble), fmt))
     moved = fmt.nearest(row.energies.astype(np.longdouble) + unit)
     with np.errstate(invalid="ignore"):
-        same = np.isinf(row.energies) | (moved.astype(np.longdouble) - row.energies.astype(np.longdouble) == unit)
+        wide, old = moved.astype(np.longdouble), row.energies.astype(np.longdouble)
+        # One of the two alone would pass where the smaller number is absorbed.
+        same = np.isinf(row.energies) | ((wide - old == unit) & (wide - unit == old))
     keep = same.all(-1)
     if not keep.any():
         return
