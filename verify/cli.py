@@ -162,7 +162,7 @@ def _backends() -> Iterable[str]:
 
 
 dtype_option = _names_option(
-    "--dtype", _dtypes, "float64, float32, bfloat16 or float16; all by default.", metavar="DTYPE"
+    "--dtype", _dtypes, "float64, float32, bfloat16 or float16; the first two by default.", metavar="DTYPE"
 )
 device_option = _names_option("--device", _devices, "cpu or cuda.", metavar="DEVICE")
 seed_option = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of all samples.")
