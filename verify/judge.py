@@ -106,11 +106,10 @@ class Tally:
         hull = np.zeros_like(defined) if truth.hull is None else truth.hull
         self.undefined += int((~defined).sum())
         unknown = defined & (~np.isfinite(budget) | (~truth.settled & ~hull))
-        failed = defined & (error > budget)
+        # What is right to within the truth's own radius is right, also where the budget is 0.
+        failed = defined & (error > budget) & (error > RESOLUTION)
         # NaN is wrong whatever the budget.
         failed |= defined & np.isinf(error)
-        # A budget of 0 is that of a function which is not this one, unless the result is right to the last place.
-        failed |= defined & (budget == 0) & (error > RESOLUTION)
         with np.errstate(all="ignore"):
             # An error that is only the truth's own radius says nothing of the code.
             ratio = np.where(error <= RESOLUTION, 0, error / budget)

@@ -16,6 +16,7 @@ half = exp_times(alpha * outer, sinh(bounded(alpha * clip(z, -m, m))))
 size = exp_times(alpha * outer, sinh(bounded(alpha * clip(Abs(z), -m, m))))
 decay = exp(-2 * size)
 exponent = dominated_difference(alpha * (Abs(z) + m), 2 * size)
+steep = exp(exponent / 2)
 inside = 1 + exp(-2 * alpha * Abs(z))
 # 1 − e^{−2αm}, without expm1: compiled by Inductor, that one cancels for small arguments.
 beyond = 2 * tanh(alpha * m) / (1 + tanh(alpha * m))
@@ -32,11 +33,10 @@ KERNEL = Kernel(
         "influence": sign(u) * product(root, product(root, alpha)),
         "irls_weight": product(root, product(root, ratio(alpha, Abs(u)))),
         "activation": tanh(half),
-        "activation_grad": 2
-        * alpha
-        * exp(exponent)
-        * Piecewise((inside, Abs(z) < m), (beyond, True))
-        / (1 + decay) ** 2,
+        "activation_grad": product(
+            steep,
+            product(steep, 2 * alpha * Piecewise((inside, Abs(z) < m), (beyond, True)) / (1 + decay) ** 2),
+        ),
         "log_normalizer": log(2 * expint(1, 1)) - log(alpha),
     },
     normalizer_map=(log(t) / alpha, 1, oo),

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from implicit_em.primitives import bounded, dominated_difference, saturated
 
-SPEC = "e88212aff60dadd2e09b628a63d3e7ec20d4924e45fca95a856d937a03bae00a"
+SPEC = "08cc21a710787cf5324e9278a35ee6d2236824387a4b8c1570d4da79b736cecf"
 NAME = "exponential"
 GEOMETRY = "location"
 EVEN = True
@@ -78,47 +78,49 @@ def activation(z: Tensor, m: Tensor, alpha: Tensor) -> Tensor:
 
 
 def activation_grad(z: Tensor, m: Tensor, alpha: Tensor) -> Tensor:
-    """2*alpha*Piecewise((1 + exp(-2*alpha*|z|), m > |z|), (2*tanh(alpha*m)/(tanh(alpha*m) + 1), True)…"""
+    """product(exp(dominated_difference(alpha*(m + |z|), 2*exp_times(alpha*Max(m, |z|), sinh(bounded(a…"""
     t0 = torch.abs(z)
-    t1 = m > t0
-    t2 = t0 * alpha
-    t3 = -2.0 * t2
-    t4 = torch.exp(t3)
-    t5 = t4 + 1.0
-    t6 = alpha * m
-    t7 = torch.tanh(t6)
-    t8 = t7 + 1.0
-    t9 = t7 / t8
-    t10 = 2.0 * t9
-    t11 = torch.where(t1, t5, t10)
-    t12 = torch.maximum(m, t0)
-    t13 = t12 * alpha
-    t14 = 0.5 * t13
-    t15 = bounded(t14)
-    t16 = torch.exp(t15)
-    t17 = -m
-    t18 = torch.maximum(t0, t17)
-    t19 = torch.minimum(t18, m)
-    t20 = t19 * alpha
-    t21 = bounded(t20)
-    t22 = torch.sinh(t21)
-    t23 = t16 * t22
-    t24 = saturated(t23)
-    t25 = t16 * t24
-    t26 = -2.0 * t25
-    t27 = torch.exp(t26)
+    t1 = m + t0
+    t2 = t1 * alpha
+    t3 = torch.maximum(m, t0)
+    t4 = t3 * alpha
+    t5 = 0.5 * t4
+    t6 = bounded(t5)
+    t7 = torch.exp(t6)
+    t8 = -m
+    t9 = torch.maximum(t0, t8)
+    t10 = torch.minimum(t9, m)
+    t11 = t10 * alpha
+    t12 = bounded(t11)
+    t13 = torch.sinh(t12)
+    t14 = t7 * t13
+    t15 = saturated(t14)
+    t16 = t7 * t15
+    t17 = 2.0 * t16
+    t18 = dominated_difference(t2, t17)
+    t19 = 0.5 * t18
+    t20 = torch.exp(t19)
+    t21 = m > t0
+    t22 = t0 * alpha
+    t23 = -2.0 * t22
+    t24 = torch.exp(t23)
+    t25 = t24 + 1.0
+    t26 = alpha * m
+    t27 = torch.tanh(t26)
     t28 = t27 + 1.0
-    t29 = t11 / t28
-    t30 = m + t0
-    t31 = t30 * alpha
-    t32 = 2.0 * t25
-    t33 = dominated_difference(t31, t32)
-    t34 = torch.exp(t33)
-    t35 = t34 / t28
-    t36 = t29 * t35
-    t37 = t36 * alpha
+    t29 = t27 / t28
+    t30 = 2.0 * t29
+    t31 = torch.where(t21, t25, t30)
+    t32 = -2.0 * t16
+    t33 = torch.exp(t32)
+    t34 = t33 + 1.0
+    t35 = t31 / t34
+    t36 = alpha / t34
+    t37 = t35 * t36
     t38 = 2.0 * t37
-    return t38
+    t39 = t20 * t38
+    t40 = t20 * t39
+    return t40
 
 
 def log_normalizer(alpha: Tensor) -> Tensor:
