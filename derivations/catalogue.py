@@ -55,7 +55,11 @@ def load_module(spec: str | Path) -> ModuleType:
         raise KernelError(f"{spec}: {error}") from error
     except Exception as error:
         # The file is the user's: whatever it raises is told in one line, with the line it came from.
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        lines = [
+            frame.lineno
+            for frame in traceback.extract_tb(error.__traceback__)
+            if Path(frame.filename) == path.resolve()
+        ]
         line = lines[-1] if lines else getattr(error, "lineno", None) or 1
         raise KernelError(f"{spec}, line {line}: {type(error).__name__}: {error}") from error
     return module

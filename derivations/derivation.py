@@ -352,6 +352,8 @@ def _monotonicity(kernel: Kernel, forms: dict[str, tuple[tuple[Symbol, ...], Exp
 def turning_points(kernel: Kernel) -> list[Expr]:
     """The positive roots of ψ(z + m) = ψ(z − m) for a rational influence."""
     gap = difference(lowest_terms(expand_atoms(influence(kernel)))).as_numer_denom()[0]
+    if not gap.is_polynomial(z):
+        return []  # another equation: solving it may take for ever, and nothing is claimed
     try:
         return [found for found in solve(gap, z) if found.is_positive]
     except NotImplementedError:

@@ -64,3 +64,8 @@ def test_a_missing_file_is_one_line() -> None:
     with pytest.raises(KernelError) as caught:
         check_kernel("nowhere.py")
     assert "\n" not in str(caught.value)
+
+
+def test_a_profile_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="profile 'quik': expected one of quick, standard, deep"):
+        Settings(profile="quik")  # type: ignore[arg-type]

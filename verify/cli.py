@@ -128,7 +128,7 @@ def _names_option(
 def _known_name(option: str, word: str, known: Sequence[str]) -> str:
     if word in known:
         return word
-    near = get_close_matches(word, known, n=3) if len(known) > _FEW else []
+    near = dict.fromkeys(get_close_matches(word, known, n=3)) if len(known) > _FEW else []
     expected = f"did you mean {', '.join(near)}?" if near else f"expected one of {', '.join(known)}"
     raise click.UsageError(f"{option} {word}: {expected}")
 

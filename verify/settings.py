@@ -26,6 +26,10 @@ class Settings:
     backends: tuple[str, ...] = ("eager",)
     checks: tuple[str, ...] | None = None
 
+    def __post_init__(self) -> None:
+        if self.profile not in PROFILES:
+            raise ValueError(f"profile {self.profile!r}: expected one of {', '.join(PROFILES)}")
+
     @property
     def points(self) -> int:
         return POINTS[self.profile]
