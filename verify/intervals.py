@@ -23,8 +23,8 @@ _PI = (np.longdouble("3.14159265358979323846"), np.longdouble("3.141592653589793
 _E = (np.longdouble("2.71828182845904523536"), np.longdouble("2.71828182845904523537"))
 
 
-class Undecided(NotImplementedError):
-    """The arithmetic lacks a function that the definition needs."""
+class NoInterval(LookupError):
+    """The arithmetic lacks a function that the definition needs: the oracle asks Arb instead."""
 
 
 class Fork:
@@ -115,7 +115,7 @@ class Interval:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        raise Undecided(f"no intervals of {name}")
+        raise NoInterval(f"no intervals of {name}")
 
 
 def _lift(value: Any) -> Interval:

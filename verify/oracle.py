@@ -22,7 +22,7 @@ from sympy import Abs, Expr, Heaviside, Max, Min, Piecewise, Symbol, lambdify, s
 from derivations.atoms import expand_atoms
 from derivations.enclosure import compile_enclosure, compile_over
 from verify.formats import Format, spacing
-from verify.intervals import ARITHMETIC, ROOM, TINY, Interval, Undecided
+from verify.intervals import ARITHMETIC, ROOM, TINY, Interval, NoInterval
 
 Long = NDArray[np.longdouble]
 GUARD_BITS = 12  # a ball is narrow enough at 2⁻¹² ulp
@@ -140,7 +140,7 @@ class Oracle:
         try:
             with np.errstate(all="ignore"):
                 value = self._over_intervals(*map(Interval, columns))
-        except Undecided:
+        except NoInterval:
             return None
         low, high = (np.broadcast_to(end, columns[0].shape) for end in (value.low, value.high))
         with np.errstate(all="ignore"):
