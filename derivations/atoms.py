@@ -19,6 +19,7 @@ from sympy import (
     Piecewise,
     S,
     Symbol,
+    asinh,
     besselk,
     cosh,
     exp,
@@ -42,15 +43,20 @@ __all__ = [
     "log1p",
     "log1p_square",
     "logcosh",
+    "logcosh_absolute",
+    "logcosh_difference",
     "minus",
     "product",
     "ratio",
     "recipe_of",
     "saturated",
     "scaled_k1",
+    "scaled_logcosh",
     "sech2",
+    "sech2_times",
     "sigmoid",
     "softplus",
+    "tanh_difference",
     "tanh_ratio",
 ]
 
@@ -115,7 +121,45 @@ class softplus(Atom):
 
 
 class logcosh(Atom):
-    """log cosh x; its absolute error is small everywhere, its relative error is not near 0."""
+    """log cosh x, of small relative error also near 0."""
+
+    @classmethod
+    def define(cls, *args: Expr) -> Expr:
+        return log(cosh(args[0]))
+
+    @classmethod
+    def recipe(cls, *args: Expr) -> Expr:
+        return scaled_logcosh(args[0], S.One)
+
+    def fdiff(self, argindex: int = 1) -> Expr:
+        return tanh(self.args[0])
+
+
+class scaled_logcosh(Atom):
+    """w·log cosh(x/w) for w > 0, also where x/w overflows."""
+
+    @classmethod
+    def define(cls, *args: Expr) -> Expr:
+        x, w = args
+        return w * log(cosh(x / w))
+
+    @classmethod
+    def recipe(cls, *args: Expr) -> Expr:
+        x, w = args
+        # Each branch sees only arguments that it can take; 1 − tanh² loses nothing up to 1.
+        small, large = tanh(ratio(clip(x, -w, w), w)), Max(Abs(x), w)
+        return Piecewise(
+            (-w * log1p(-product(small, small)) / 2, Abs(x) <= w),
+            (large + w * (log1p(exp(-2 * ratio(large, w))) - log(2)), True),
+        )
+
+    def fdiff(self, argindex: int = 1) -> Expr:
+        x, w = self.args
+        return tanh(x / w) if argindex == 1 else log(cosh(x / w)) - x * tanh(x / w) / w
+
+
+class logcosh_absolute(Atom):
+    """log cosh x where only its absolute error matters, as in an exponent: without the branch that `logcosh` needs."""
 
     @classmethod
     def define(cls, *args: Expr) -> Expr:
@@ -147,6 +191,66 @@ class sech2(Atom):
 
     def fdiff(self, argindex: int = 1) -> Expr:
         return -2 * tanh(self.args[0]) * sech2(self.args[0])
+
+
+class sech2_times(Atom):
+    """sech²x·y in two steps of e^{−|x|}, for a y that grows while sech² decays; see `exp_times`."""
+
+    @classmethod
+    def define(cls, *args: Expr) -> Expr:
+        return args[1] / cosh(args[0]) ** 2
+
+    @classmethod
+    def recipe(cls, *args: Expr) -> Expr:
+        x, y = args
+        decay = exp(-Abs(x))
+        return product(decay, product(4 / (1 + decay**2) ** 2, product(decay, saturated(y))))
+
+    def fdiff(self, argindex: int = 1) -> Expr:
+        x, y = self.args
+        return -2 * tanh(x) * sech2_times(x, y) if argindex == 1 else sech2(x)
+
+
+class logcosh_difference(Atom):
+    """log cosh(x + w) − log cosh(x − w) for w > 0, without subtracting the two."""
+
+    @classmethod
+    def define(cls, *args: Expr) -> Expr:
+        x, w = args
+        return log(cosh(x + w)) - log(cosh(x - w))
+
+    @classmethod
+    def recipe(cls, *args: Expr) -> Expr:
+        x, w = args
+        # Up to 1 it is 2 atanh(tanh x tanh w); beyond, twice the nearer of the two plus what is left of both tails.
+        inner = clip(x, -w, w)
+        near = Abs(inner) <= 1
+        small = Piecewise((tanh(x) * tanh(w), near), (S.Zero, True))
+        return Piecewise(
+            (2 * asinh(ratio(small, sqrt(product(1 - small, 1 + small)))), near),
+            (2 * inner + (log1p(exp(-2 * Abs(x + w))) - log1p(exp(-2 * Abs(x - w)))), True),
+        )
+
+    def fdiff(self, argindex: int = 1) -> Expr:
+        x, w = self.args
+        return tanh_difference(x, w) if argindex == 1 else tanh(x + w) + tanh(x - w)
+
+
+class tanh_difference(Atom):
+    """tanh(x + w) − tanh(x − w) for w > 0, without subtracting the two."""
+
+    @classmethod
+    def define(cls, *args: Expr) -> Expr:
+        x, w = args
+        return tanh(x + w) - tanh(x - w)
+
+    @classmethod
+    def recipe(cls, *args: Expr) -> Expr:
+        x, w = args
+        # sinh 2w/(cosh(x + w) cosh(x − w)), with every exponential in its decaying form.
+        width = tanh(2 * w) * (1 + exp(-4 * w))
+        tails = (1 + exp(-2 * Abs(x + w))) * (1 + exp(-2 * Abs(x - w)))
+        return 2 * exp(-2 * Max(Abs(x) - w, 0)) * ratio(width, tails)
 
 
 class tanh_ratio(Atom):
@@ -287,8 +391,9 @@ class dominated_difference(Atom):
 
 
 ATOMS: tuple[type[Atom], ...] = (
-    sigmoid, softplus, logcosh, sech2, tanh_ratio, log1p_square, clip, ratio, product, minus, exp_times,
-    saturated, bounded, scaled_k1, dominated_difference,
+    sigmoid, softplus, logcosh, scaled_logcosh, logcosh_absolute, logcosh_difference, sech2, sech2_times,
+    tanh_difference, tanh_ratio, log1p_square, clip, ratio, product, minus, exp_times, saturated, bounded, scaled_k1,
+    dominated_difference,
 )  # fmt: skip
 
 

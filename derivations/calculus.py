@@ -36,6 +36,7 @@ from sympy import (
     piecewise_fold,
     sign,
     simplify,
+    sqf,
     tanh,
     together,
 )  # fmt: skip
@@ -86,7 +87,8 @@ def lowest_terms(expr: Expr) -> Expr:
     if not expr.is_rational_function():
         return expr
     top, bottom = fraction(cancel(together(expr)))
-    return factor(top) / bottom
+    # Repeated factors of the denominator stay factors: (s² + u²)² is the square of a norm, its expansion is not.
+    return factor(top) / (sqf(bottom) if bottom.free_symbols else bottom)
 
 
 def curvature(kernel: Kernel) -> Expr:
@@ -96,6 +98,10 @@ def curvature(kernel: Kernel) -> Expr:
 
 def irls_weight(kernel: Kernel) -> Expr:
     """w(u) = ψ(u)/u, the weight of iteratively reweighted least squares."""
+    if kernel.energy.has(Abs) and not kernel.energy.has(Piecewise):
+        # An even function: from the half-line, where SymPy makes no root of a negative u.
+        half_line = Symbol("half_line", positive=True)
+        return simplify(influence(kernel).subs(u, half_line) / half_line).subs(half_line, Abs(u))
     # sgn(u)/u is 1/|u|; left to itself SymPy would decide what happens at 0.
     return simplify(influence(kernel).subs(sign(u), u / Abs(u)) / u)
 
@@ -105,12 +111,18 @@ def slope_at_zero(kernel: Kernel) -> Expr:
     return simplify(influence(kernel).subs(u, m))
 
 
-def limit_at_infinity(kernel: Kernel) -> Expr | None:
-    """a(∞) = tanh(m·ψ(∞)) for an even energy; None where SymPy finds no limit."""
+def limit_of_influence(kernel: Kernel) -> Expr | None:
+    """ψ(∞), ±∞ among them; None where SymPy finds no limit."""
     tail = Symbol("tail", positive=True)
     slope = piecewise_fold(influence(kernel).subs(u, tail)).subs(sign(tail), 1)
     end = limit(_last_case(slope), tail, oo)
-    if end.has(limit) or not (end.is_finite or end in (oo, -oo)):
+    return end if not end.has(limit) and (end.is_finite or end in (oo, -oo)) else None
+
+
+def limit_at_infinity(kernel: Kernel) -> Expr | None:
+    """a(∞) = tanh(m·ψ(∞)) for an even energy; None where SymPy finds no limit."""
+    end = limit_of_influence(kernel)
+    if end is None:
         return None
     return tanh(m * end) if end.is_finite else (S.One if end is oo else S.NegativeOne)
 

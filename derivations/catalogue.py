@@ -10,9 +10,13 @@ from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 
+import flint
+
 import derivations.kernels
+from derivations.enclosure import compile_enclosure, exact
 from derivations.kernel import Kernel
 from derivations.parameter import KernelError
+from derivations.proof import rational_points
 
 
 def kernel_names() -> tuple[str, ...]:
@@ -26,10 +30,33 @@ def load_kernel(spec: str | Path) -> Kernel:
     Raises:
         KernelError: no such kernel or file, or the file does not hold a usable `KERNEL`.
     """
-    kernel = getattr(load_module(spec), "KERNEL", None)
+    return kernel_of(load_module(spec), spec)
+
+
+def kernel_of(module: ModuleType, spec: str | Path) -> Kernel:
+    """The `KERNEL` of a module, seen to be usable; errors as of `load_kernel`."""
+    if not hasattr(module, "KERNEL"):
+        raise KernelError(f"{spec}: expected it to define KERNEL = Kernel(…), found no KERNEL")
+    kernel = module.KERNEL
     if not isinstance(kernel, Kernel):
-        raise KernelError(f"{spec}: expected it to define KERNEL = Kernel(…), found {type(kernel).__name__}")
+        raise KernelError(f"{spec}: KERNEL: expected a Kernel(…), found {type(kernel).__name__}")
+    require_finite_energy(kernel, spec)
     return kernel
+
+
+def require_finite_energy(kernel: Kernel, spec: str | Path) -> None:
+    """An energy must be a finite real number at every finite point; a few rational ones are tried."""
+    energy = compile_enclosure(kernel.energy, kernel.symbols)
+    for point in rational_points("energy.finite", kernel.symbols, 24):
+        with flint.ctx.workprec(256):
+            value = energy(*map(exact, point))
+        if not value.is_finite():
+            place = ", ".join(
+                f"{symbol} = {coordinate}" for symbol, coordinate in zip(kernel.symbols, point, strict=True)
+            )
+            raise KernelError(
+                f"{spec}: energy of {kernel.name} at {place} is NaN or infinite: expected a finite real number"
+            )
 
 
 def load_module(spec: str | Path) -> ModuleType:

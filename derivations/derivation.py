@@ -23,7 +23,7 @@ from sympy import (
     tanh,
 )
 
-from derivations.atoms import expand_atoms, sech2
+from derivations.atoms import expand_atoms, sech2, sech2_times
 from derivations.calculus import (
     curvature,
     derivative,
@@ -49,6 +49,7 @@ from derivations.proof import (
     prove,
     prove_sign,
     rational_points,
+    settled,
     symbolic_zero,
     within,
 )
@@ -70,7 +71,20 @@ def derive(kernel: Kernel) -> Derivation:
     if kernel.geometry is LOCATION:
         steps += _location(kernel)
     steps += [_fact(kernel, index, fact) for index, fact in enumerate(kernel.facts)]
-    return Derivation(kernel.name, tuple(steps))
+    return Derivation(kernel.name, tuple(steps), tuple(_missing(kernel)))
+
+
+def _missing(kernel: Kernel) -> Iterator[str]:
+    """What users would look for in vain, and why it is not there."""
+    if kernel.geometry is not LOCATION or "log_normalizer" in kernel.stable:
+        return
+    value = normalizer(kernel)
+    if value is None:
+        yield "log_normalizer: SymPy finds no closed form of Z = ∫ e^{−d} du"
+    elif value is S.Infinity:
+        yield "log_normalizer: Z = ∫ e^{−d} du diverges"
+    if not kernel.is_even:
+        yield "irls_weight: the energy is not even"
 
 
 def _line_regions(kernel: Kernel) -> tuple[Region, ...]:
@@ -147,7 +161,8 @@ def _slope_form(kernel: Kernel, reading: Reading, activation: Expr, slope: Expr,
     if isinstance(activation, tanh):
         (inside,) = activation.args
         rest = slope.xreplace({sech2(inside): Integer(1), sech2(Abs(inside)): Integer(1)})
-        if not rest.has(sech2) and rest != slope:
+        rest = rest.replace(lambda e: isinstance(e, sech2_times) and e.args[0] == inside, lambda e: e.args[1])
+        if not rest.has(sech2, sech2_times) and rest != slope:
             lhs = derivative(half_difference(kernel, reading), axis)
             return prove(
                 name,
@@ -258,10 +273,10 @@ def _limits(kernel: Kernel, activation: Expr) -> Iterator[Step]:
         if any(parameter in condition.free_symbols for node in resolved.atoms(Piecewise) for _, condition in node.args):
             resolved = inside.subs(z, far + m + parameter)
     resolved = resolved.replace(lambda e: isinstance(e, Piecewise), _resolved)
-    constant, moving = simplify(resolved).as_independent(far, as_Add=False)
-    reached = constant * limit(moving, far, oo)
-    reached = tanh(reached) if isinstance(activation, tanh) else reached
-    symbolic: Outcome = "holds" if symbolic_zero(reached, end) == "holds" else "undecided"
+    reached = _limit_far_out(settled(resolved), far)
+    if reached is not None and isinstance(activation, tanh):
+        reached = tanh(reached)
+    symbolic: Outcome = "holds" if reached is not None and symbolic_zero(reached, end) == "holds" else "undecided"
     outcome, points = _approaches(activation, end)
     yield Step(
         "limit.infinity",
@@ -276,13 +291,22 @@ def _limits(kernel: Kernel, activation: Expr) -> Iterator[Step]:
     )
 
 
+def _limit_far_out(expr: Expr, far: Symbol) -> Expr | None:
+    """The limit, or None where SymPy has no method for it."""
+    constant, moving = simplify(expr).as_independent(far, as_Add=False)
+    try:
+        return constant * limit(moving, far, oo)
+    except NotImplementedError:
+        return None
+
+
 def _resolved(cases: Piecewise) -> Expr:
     """The case that holds for all positive symbols, where SymPy can tell once the condition is expanded."""
     for value, condition in cases.args:
-        settled = condition.func(simplify(condition.lhs - condition.rhs), 0) if hasattr(condition, "lhs") else condition
-        if settled == True:  # noqa: E712  SymPy's true, not Python's
+        known = condition.func(simplify(condition.lhs - condition.rhs), 0) if hasattr(condition, "lhs") else condition
+        if known == True:  # noqa: E712  SymPy's true, not Python's
             return value
-        if settled != False:  # noqa: E712
+        if known != False:  # noqa: E712
             return cases
     return cases
 

@@ -210,6 +210,12 @@ def _power(base: Expr, exponent: Expr, inside: Callable[[Basic], str]) -> str:
         return f"(1 / sqrt_of({inside(base)}))"
     if isinstance(exponent, Integer):
         return f"power({inside(base)}, {int(exponent)})"
+    if isinstance(exponent, Rational) and exponent.q & (exponent.q - 1) == 0:
+        # By roots of roots: e^{p·log x} has no value at 0.
+        root = inside(base)
+        for _ in range(exponent.q.bit_length() - 1):
+            root = f"sqrt_of({root})"
+        return f"power({root}, {int(exponent.p)})"
     if base == sympify(Exp1()):
         return f"({inside(exponent)}).exp()"
     return f"(({inside(exponent)}) * log_of({inside(base)})).exp()"

@@ -10,7 +10,7 @@ import keyword
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from sympy import Expr, I, Max, Min, Piecewise, Symbol, nan, oo, sympify, zoo
+from sympy import Expr, Float, I, Max, Min, Piecewise, Rational, Symbol, nan, oo, sympify, zoo
 from sympy.core.function import AppliedUndef, Function, UndefinedFunction
 
 from derivations.atoms import Atom, expand_atoms
@@ -131,6 +131,8 @@ class Kernel:
             raise KernelError(
                 f"kernel {self.name}: energy: expected one scalar SymPy expression, got {type(self.energy).__name__}"
             )
+        # 0.1 is the number that was written, and no binary fraction near it.
+        energy = energy.replace(lambda part: isinstance(part, Float), lambda part: Rational(str(part)))
         if energy.has(nan, zoo, oo, -oo):
             raise KernelError(
                 f"kernel {self.name}: energy {energy}: expected a finite real number, got NaN or infinity"

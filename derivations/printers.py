@@ -140,7 +140,12 @@ def _plain_call(name: str) -> Any:
 for _atom, _shown in {
     "softplus": "softplus",
     "logcosh": r"log\,cosh",
+    "logcosh_absolute": r"log\,cosh",
     "sech2": r"sech^{2}",
+    "sech2_times": r"sech2\_times",
+    "scaled_logcosh": r"scaled\_logcosh",
+    "logcosh_difference": r"logcosh\_difference",
+    "tanh_difference": r"tanh\_difference",
     "tanh_ratio": r"tanh\_ratio",
     "clip": "clip",
     "log1p_square": "log1p\\_square",

@@ -182,7 +182,7 @@ class _Lowering:
         bottom: list[Expr] = []
         for part in factors:
             base, power = part.as_base_exp()
-            if isinstance(power, Rational) and (power.is_Integer or power.is_negative):
+            if isinstance(power, Rational):
                 whole = abs(int(power))
                 rest = abs(power) - whole
                 side = bottom if power.is_negative else top

@@ -24,6 +24,7 @@ from sympy import (
     Integer,
     Max,
     Min,
+    Mul,
     Piecewise,
     Pow,
     Rational,
@@ -35,6 +36,7 @@ from sympy import (
     expand,
     expand_log,
     factor,
+    factor_terms,
     gamma,
     log,
     loggamma,
@@ -95,10 +97,11 @@ class Step:
 
 @dataclass(frozen=True)
 class Derivation:
-    """All that was derived for one kernel, in reading order."""
+    """All that was derived for one kernel, in reading order; and what could not be, each with its reason."""
 
     kernel: str
     steps: Sequence[Step] = field(default_factory=tuple)
+    missing: Sequence[str] = ()
 
     @property
     def proved(self) -> bool:
@@ -180,16 +183,16 @@ def symbolic_zero(lhs: Expr, rhs: Expr, regions: Sequence[Region] = ({},)) -> Ou
 
 
 def _zero_in(left: Expr, right: Expr, region: Region) -> bool:
-    left, right = (_settle(side.subs(dict(region), simultaneous=True)) for side in (left, right))
+    left, right = (settled(side.subs(dict(region), simultaneous=True)) for side in (left, right))
     return any(attempt(left, right) for attempt in _ATTEMPTS)
 
 
 def within(expr: Expr, region: Region) -> Expr:
     """The expression in one region, with the cases decided and like terms collected."""
-    return expand(_settle(expand_atoms(expr).subs(dict(region), simultaneous=True)))
+    return expand(settled(expand_atoms(expr).subs(dict(region), simultaneous=True)))
 
 
-def _settle(expr: Expr) -> Expr:
+def settled(expr: Expr) -> Expr:
     """Resolves absolute values, extrema, signs and cases that the region decides, once arguments are expanded."""
     for kind in (Abs, sign):
         expr = expr.replace(kind, lambda x, kind=kind: kind(factor(expand(x))))
@@ -261,7 +264,13 @@ def _logarithms(left: Expr, right: Expr) -> bool:
 
 def _exponentiated(left: Expr, right: Expr) -> bool:
     """Real numbers are equal where their exponentials are: for sums of logarithms."""
-    return left.has(log) and right.has(log) and _exponentials(exp(left), exp(right))
+    if not (left.has(log) and right.has(log)):
+        return False
+    if _exponentials(exp(left), exp(right)):
+        return True
+    # A common factor may go: an exponent of one, and no power by a symbol, is left.
+    _, gap = factor_terms(expand(left - right)).as_independent(log, as_Add=False)
+    return isinstance(gap, Add) and _exponentials(exp(gap), Integer(1))
 
 
 def _inverse_sine(left: Expr, right: Expr) -> bool:
@@ -271,13 +280,36 @@ def _inverse_sine(left: Expr, right: Expr) -> bool:
         if len(found) != 1 or other.has(asinh):
             continue
         (node,) = found
-        factor_of = simplify(one / node)
+        rest, product_of = one.as_independent(node, as_Add=True)
+        factor_of = simplify(product_of / node)
         if factor_of.has(asinh):
             continue
-        back = sinh(expand_log(simplify(other / factor_of), force=True)).rewrite(exp).replace(exp, _exp_of_logs)
-        if _algebra(node.args[0], back) or _algebra(node.args[0] ** 2, expand(back**2)):
+        angle = _divided(other - rest, factor_of)
+        back = sinh(expand_log(angle, force=True)).rewrite(exp).replace(exp, _exp_of_logs)
+        (inside,) = node.args
+        if _algebra(inside, back):
+            return True
+        squares = inside**2, expand(back**2)
+        if _same_sign(inside, back) and (_algebra(*squares) or _exponentials(*squares)):
             return True
     return False
+
+
+def _same_sign(one: Expr, other: Expr) -> bool:
+    """Whether two functions with equal squares are equal: the first vanishes nowhere, so one point decides."""
+    # 1/√x is positive wherever it is a real number.
+    factors = [part for part in Mul.make_args(one) if not (isinstance(part, Pow) and part.exp == Rational(-1, 2))]
+    if not all(part.is_positive or part.is_negative for part in factors):
+        return False
+    there = dict.fromkeys(one.free_symbols | other.free_symbols, Integer(1))
+    return bool(one.subs(there).evalf(30) * other.subs(there).evalf(30) > 0)
+
+
+def _divided(total: Expr, divisor: Expr) -> Expr:
+    """The logarithms of a sum by a divisor, each with a simple coefficient, once the other terms have cancelled."""
+    others, logs = total.as_independent(log, as_Add=True)
+    pairs = (term.as_independent(log, as_Add=False) for term in Add.make_args(logs))
+    return simplify(expand(others)) / divisor + Add(*(simplify(number / divisor) * rest for number, rest in pairs))
 
 
 def _full(left: Expr, right: Expr) -> bool:

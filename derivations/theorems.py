@@ -28,7 +28,18 @@ from sympy import (
     tanh,
 )  # fmt: skip
 
-from derivations.atoms import ATOMS, exp_times, expand_atoms, has_recipe, log1p_square
+from derivations.atoms import (
+    ATOMS,
+    exp_times,
+    expand_atoms,
+    has_recipe,
+    log1p_square,
+    logcosh,
+    logcosh_difference,
+    scaled_logcosh,
+    sech2_times,
+    tanh_difference,
+)  # fmt: skip
 from derivations.proof import Outcome, Step, enclosures_meet, prove
 
 j, k, other_index, y, K = symbols("j k l y K", integer=True, positive=True)
@@ -278,12 +289,22 @@ def _atom_steps() -> tuple[Step, ...]:
     s, t = symbols("s t", positive=True)
     x, w = Symbol("x", real=True), Symbol("w", positive=True)
     for atom in ATOMS:
-        inputs = (x, w) if atom in (exp_times, log1p_square) else (x,)
+        of_two = (exp_times, log1p_square, scaled_logcosh, sech2_times, logcosh_difference, tanh_difference)
+        inputs = (x, w) if atom in of_two else (x,)
         if not has_recipe(atom):
             continue
         recipe = atom.recipe(*inputs)
         regions: tuple[dict[Symbol, Expr], ...] = ({x: s}, {x: -s})
-        if atom is log1p_square:
+        if atom is logcosh:
+            regions = tuple({x: sign * side} for sign in (1, -1) for side in (1 / (1 + t), 1 + t))
+        elif atom in (logcosh_difference, tanh_difference):
+            # The smaller of |x| and w is at most 1, or beyond it.
+            sides = ({x: size, w: size + t} for size in (1 / (1 + s), 1 + s))
+            others = ({w: size, x: size + t} for size in (1 / (1 + s), 1 + s))
+            regions = tuple({x: sign * side[x], w: side[w]} for side in (*sides, *others) for sign in (1, -1))
+        elif atom is scaled_logcosh:
+            regions = tuple({x: sign * w * side} for sign in (1, -1) for side in (1 / (1 + t), 1 + t))
+        elif atom is log1p_square:
             regions = ({x: s, w: s + t}, {x: -s, w: s + t}, {x: w + s}, {x: -w - s})
         found.append(
             prove(

@@ -19,6 +19,7 @@ import verify.runner
 from verify.cli import FOUND, HELD, INTERRUPTED, WRONG, commands, main
 from verify.finding import Cell, Finding, Report
 from verify.table import summary
+from verify.template import kernel_file
 
 
 @pytest.fixture
@@ -269,3 +270,32 @@ def test_colour_is_left_out_where_it_is_not_wanted(monkeypatch: pytest.MonkeyPat
     for renderable in summary(_everything()):
         console.print(renderable)
     assert "\x1b[3" not in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("x = 1\n", "found no KERNEL"),
+        ("KERNEL = 1\n", "KERNEL: expected a Kernel(…), found int"),
+        (
+            "from sympy import log\nfrom derivations import Kernel, u\nKERNEL = Kernel('k', log(u**2))\n",
+            "expected a finite real number",
+        ),
+    ],
+)
+@pytest.mark.parametrize("command", ["derive", "verify"])
+def test_a_file_without_a_usable_kernel_is_refused(
+    command: str, text: str, said: str, in_tmp: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("k.py").write_text(text, encoding="utf-8")
+    assert main([command, "k.py"]) == WRONG
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+
+
+def test_the_code_of_a_file_is_printed(in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("k.py").write_text(kernel_file("k"), encoding="utf-8")
+    assert main(["derive", "k.py", "--format", "torch"]) == HELD
+    code = capsys.readouterr().out
+    compile(code, "k", "exec")
+    assert "def activation_grad(z: Tensor, m: Tensor, gamma: Tensor) -> Tensor:" in code

@@ -11,7 +11,7 @@ import flint
 import mpmath as mp
 import pytest
 from flint import arb
-from sympy import Expr, Function, I, Integer, Matrix, Rational, Symbol, gamma, log, nan, oo, sqrt, zoo
+from sympy import Abs, Expr, Function, I, Integer, Matrix, Rational, Symbol, gamma, log, nan, oo, sqrt, zoo
 
 from derivations import (
     DIRECTION,
@@ -376,3 +376,13 @@ def test_a_bad_kernel_is_refused_in_one_line(make: tuple[Callable[[], Any], str]
         build()
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_decimal_power_is_the_fraction_that_was_written() -> None:
+    assert Kernel("k", Abs(u) ** 1.5).energy == Abs(u) ** Rational(3, 2)
+    assert Kernel("k", 0.1 * u**2).energy == u**2 / 10
+
+
+def test_what_cannot_be_derived_is_said() -> None:
+    assert derive(Kernel("k", u**2 / (1 + u**2))).missing == ("log_normalizer: Z = ∫ e^{−d} du diverges",)
+    assert derivation_of("gaussian").missing == ()

@@ -10,7 +10,7 @@ import pytest
 from sympy import Symbol, exp, log
 
 import implicit_em
-from verify.finding import Cell, Finding
+from verify.finding import Cell, Finding, Report
 from verify.formats import FORMATS
 from verify.judge import Tally, cell_seed, point
 from verify.mixed import ULPS, mixed_budget, unavoidable
@@ -210,3 +210,20 @@ def test_a_primitive_too_coarse_for_eight_ulps_is_granted_its_own_error() -> Non
     fine = arithmetic.widen("hypot", one, one)
     assert float((coarse[1] - coarse[0])[0]) > 2 * ULPS * float(F32.unit_roundoff)
     assert float((fine[1] - fine[0])[0]) < 1e-17
+
+
+def test_what_was_returned_and_expected_is_kept_with_the_worst_point() -> None:
+    tally, truth = Tally(F32), truths(1.0, 2.0, 3.0)
+    got = np.array([1.0, np.nan, 3.5], np.float32)
+    tally.judge_errors({"x": truth.mid}, truth.ulp_error(got, F32), long(2.0, 2.0, 2.0), truth, got)
+    finding = tally.finding(CELL)
+    assert (finding.worst, finding.returned, finding.expected) == ({"x": (2.0).hex()}, "nan", (2.0).hex())
+
+
+def test_code_that_was_asked_for_and_could_not_run_is_no_success() -> None:
+    exact = Finding(Cell("derivation", "k", "steps", "exact", "any", "symbolic"), "passed", "proved", 1)
+    skipped = Finding(Cell("parity", "k", "energy", "float32", "cuda"), "not_run", None, 0, reason="no CUDA device")
+    ran = Finding(Cell("parity", "k", "energy", "float32"), "passed", "sampled", 1)
+    assert not Report({}, 2, [exact, skipped]).ok
+    assert Report({}, 3, [exact, skipped, ran]).ok
+    assert Report({}, 1, [exact]).ok

@@ -158,7 +158,7 @@ def test_the_parts_of_a_kernel_are_shown_and_text_is_escaped(report: Report) -> 
     page = render(report)
     for text in ("Student (1908)", "log(1 + z²)", "a &lt;note&gt; &amp; more", "degrees of freedom", "DLMF 4.26.1"):
         assert text in page
-    assert "1 of 2 steps proved" in page
+    assert "2 of 3 steps proved, with the facts above" in page
     assert "no page" in page
     assert "<note>" not in page
 

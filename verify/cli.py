@@ -185,20 +185,26 @@ def kernels(json_path: Path | None) -> None:
     epilog="Example: implicit-em derive student_t --format latex -o student_t.tex",
 )
 @click.argument("specs", nargs=-1, required=True, metavar="KERNEL|FILE.py...")
-@click.option("--format", "form", type=click.Choice(["text", "latex", "json"]), default="text", show_default=True)
+@click.option(
+    "--format", "form", type=click.Choice(["text", "latex", "json", "torch"]), default="text", show_default=True
+)
 @click.option("--theorems", is_flag=True, help="First, the identities that hold for every kernel.")
 @click.option("-o", "--output", type=_FILE, metavar="FILE", help="Write to a file, not to the terminal.")
 def derive(specs: Sequence[str], form: str, theorems: bool, output: Path | None) -> int:
-    """Derive what follows from an energy, each step with its verdict.
+    """Derive what follows from an energy, each step with its verdict; as torch, the code that comes of it.
 
     Exits with 1 where a step is not proved by both checks.
     """
     from derivations import derive as derive_kernel
     from derivations import load_kernel
+    from derivations.generate import module_source
     from derivations.theorems import prove_theorems
     from verify.report.derivation import RENDERERS, Section
 
     kernels = [load_kernel(spec) for spec in specs]
+    if form == "torch":
+        _write("\n\n".join(module_source(kernel) for kernel in kernels), output)
+        return HELD
     with Console(stderr=True).status("proving what holds for every kernel") as status:
         sections = [Section("every kernel", None, "", prove_theorems())] if theorems else []
         for kernel in kernels:

@@ -35,6 +35,8 @@ class Tally:
     budget: float | None = None
     largest: float = 0.0
     worst: Mapping[str, str] | None = None
+    returned: str | None = None
+    expected: str | None = None
     open_at: Mapping[str, str] | None = None
     undefined: int = 0
     unspecified: int = 0
@@ -69,7 +71,7 @@ class Tally:
         if budget is None:
             self.judge(columns, got[keep], kept, low[keep], high[keep])
         else:
-            self.judge_errors(columns, kept.ulp_error(got[keep], self.fmt), budget[keep], kept)
+            self.judge_errors(columns, kept.ulp_error(got[keep], self.fmt), budget[keep], kept, got[keep])
 
     def judge(
         self,
@@ -92,7 +94,7 @@ class Tally:
             room = truth.radius + np.abs(truth.tail) + np.abs(truth.mid) * LONG.eps + LONG.tiny
             beyond = np.abs(truth.mid) >= self.fmt.overflow
             elsewhere = (low > truth.mid + room) | (high < truth.mid - room)
-        self.judge_errors(columns, error, np.where(elsewhere & ~beyond, 0, budget), truth)
+        self.judge_errors(columns, error, np.where(elsewhere & ~beyond, 0, budget), truth, got)
 
     def judge_errors(
         self,
@@ -100,8 +102,9 @@ class Tally:
         error: Long,
         budget: Long,
         truth: Enclosures,
+        got: NDArray[Any] | None = None,
     ) -> None:
-        """Judges errors against budgets, both in ulps, one per point."""
+        """Judges errors against budgets, both in ulps, one per point; `got` are the results, to be shown."""
         defined = ~np.isnan(truth.mid)
         hull = np.zeros_like(defined) if truth.hull is None else truth.hull
         self.undefined += int((~defined).sum())
@@ -126,6 +129,9 @@ class Tally:
             self.closest = float(ratio[index])
             self.measured, self.budget = float(error[index]), float(budget[index])
             self.worst = point(columns, index)
+            if got is not None:
+                self.returned = float(got[index]).hex()
+                self.expected = float(self.fmt.nearest(truth.mid[index : index + 1])[0]).hex()
         if self.open_at is None and (unknown & ~failed).any():
             self.open_at = point(columns, int(np.argmax(unknown & ~failed)))
 
@@ -159,6 +165,8 @@ class Tally:
             largest=self.largest,
             unit=self.unit,
             worst=self.open_at if status == "undecided" else self.worst,
+            returned=self.returned if status != "undecided" else None,
+            expected=self.expected if status != "undecided" else None,
             reason=reason,
         )
 

@@ -6,6 +6,7 @@ format. Nothing here reads a stable form, generated code or torch.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from verify.formats import Format, spacing
 from verify.intervals import ARITHMETIC, ROOM, TINY, Interval, NoInterval
 
 Long = NDArray[np.longdouble]
+MOST_ZEROS = 4000  # of a decimal fraction, for mpmath to be asked
 GUARD_BITS = 12  # a ball is narrow enough at 2⁻¹² ulp
 MOST_BITS = 1 << 14
 # Intervals of long doubles know 61 bits: too few for float64, and more than float32 needs unless something cancels.
@@ -189,17 +191,34 @@ class Oracle:
         ball, settled = self.enclose(row)
         if not settled:
             return None
+        # 1 − (1 − x) is 0 until there are as many digits as x has zeros: no opinion, if they would be too many.
+        zeros = _zeros_behind_the_point(ball)
         values = []
-        for precision in (digits, 2 * digits, 8 * digits):
+        for precision in (digits, 2 * digits, 8 * digits, *([8 * digits + 2 * zeros] if zeros <= MOST_ZEROS else [])):
             with mpmath.workdps(precision):
                 try:
                     values.append(mpmath.mpf(self._in_mpmath(*map(mpmath.mpf, row))))
                 except (ZeroDivisionError, OverflowError, ValueError, TypeError):
                     return None
+            if len(values) > 2 and values[-1]:
+                break
+        if not values[-1] and not ball.contains(0):
+            return None
         with flint.ctx.workprec(4096):
-            last, previous = (arb(mpmath.nstr(value, 400)) for value in values[:-3:-1])
+            last, previous = map(_ball_of, values[:-3:-1])
             slack = arb(0, (abs(last - previous) * 4 + abs(last) * arb(2) ** -100).abs_upper())
             return bool((last + slack).overlaps(ball))
+
+
+def _ball_of(value: mpmath.mpf) -> arb:
+    mantissa, exponent = int(value.man), int(value.exp)
+    return arb(mantissa if value >= 0 else -mantissa) * arb(2) ** exponent
+
+
+def _zeros_behind_the_point(ball: arb) -> int:
+    """Decimal zeros that a number has at least before its first digit; so much 1 − (1 − x) needs besides."""
+    lowest = abs(ball).lower()
+    return max(0, -int(float(lowest.log()) / math.log(10))) if lowest > 0 else 0
 
 
 def _put(all_values: NDArray[Any], where: NDArray[np.bool_], values: NDArray[Any]) -> NDArray[Any]:

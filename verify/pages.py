@@ -47,11 +47,9 @@ def page(subject: Subject, settings: Settings) -> Mapping[str, Any]:
             for step in subject.derivation.steps
             if step.identifier.startswith("fact.")
         ],
-        "derivation": [
-            step_row(step)
-            for step in (*prove_theorems(), *subject.derivation.steps)
-            if not step.identifier.startswith("fact.")
-        ],
+        "derivation": [step_row(step) for step in subject.derivation.steps if not step.identifier.startswith("fact.")],
+        "missing": list(subject.derivation.missing),
+        "theorems": [step_row(step) for step in prove_theorems()],
     }
     if kernel.geometry is LOCATION:
         shown["activation"] = _activation(subject)

@@ -8,17 +8,14 @@ from functools import cached_property
 from types import ModuleType
 from typing import Any
 
-import flint
 from sympy import Eq, Expr, Piecewise, S, Symbol, limit, log, tanh
 from torch import Tensor
 
 import implicit_em
 from derivations import LOCATION, Derivation, Kernel, KernelError, derive, kernel_names, mu, u, z
 from derivations.calculus import half_difference, influence, irls_weight, normalizer, posterior_mean_slope
-from derivations.catalogue import load_module
-from derivations.enclosure import compile_enclosure, exact
+from derivations.catalogue import kernel_of, load_module, require_finite_energy
 from derivations.generate import module_source
-from derivations.proof import rational_points
 from derivations.stable import activation_name, stable_forms
 from verify.backends import compiled, compiled_module, widened
 
@@ -129,10 +126,7 @@ def load_subject(spec: str) -> Subject:
         KernelError: bad input; one line that says what, where and what was expected.
     """
     module = load_module(spec)
-    kernel = getattr(module, "KERNEL", None)
-    if not isinstance(kernel, Kernel):
-        raise KernelError(f"{spec}: expected it to define KERNEL = Kernel(…), found {type(kernel).__name__}")
-    _require_finite_energy(spec, kernel)
+    kernel = kernel_of(module, spec)
     if spec in kernel_names():
         return Subject(spec, kernel, implicit_em.kernel(spec))
     code = _in_memory(kernel)
@@ -141,7 +135,7 @@ def load_subject(spec: str) -> Subject:
 
 def subject_of(kernel: Kernel) -> Subject:
     """The subject of a kernel that was made in Python, with code generated in memory."""
-    _require_finite_energy(kernel.name, kernel)
+    require_finite_energy(kernel, kernel.name)
     return Subject(kernel.name, kernel, _in_memory(kernel))
 
 
@@ -163,18 +157,3 @@ def _handwritten(spec: str, code: implicit_em.Kernel, given: Any) -> Mapping[str
         if not callable(function):
             raise KernelError(f"{spec}: IMPLEMENTATION[{name!r}]: expected a callable, got {type(function).__name__}")
     return given
-
-
-def _require_finite_energy(spec: str, kernel: Kernel) -> None:
-    """An energy must be a finite real number at every finite point; a few rational ones are tried."""
-    energy = compile_enclosure(kernel.energy, kernel.symbols)
-    for point in rational_points("energy.finite", kernel.symbols, 24):
-        with flint.ctx.workprec(256):
-            value = energy(*map(exact, point))
-        if not value.is_finite():
-            place = ", ".join(
-                f"{symbol} = {coordinate}" for symbol, coordinate in zip(kernel.symbols, point, strict=True)
-            )
-            raise KernelError(
-                f"{spec}: energy of {kernel.name} at {place} is NaN or infinite: expected a finite real number"
-            )

@@ -18,6 +18,7 @@ from verify.report.notation import (
     duration,
     evidence,
     number,
+    outcome,
     place,
     plural,
     ratio,
@@ -141,6 +142,8 @@ def describe(finding: Finding) -> Iterator[RenderableType]:
     if finding.worst:
         first, *rest = worst_input(finding)
         yield from _lines([f"at {first}", *rest], separator=", ")
+        if finding.status == "failed" and outcome(finding):
+            yield from _lines(outcome(finding).split(", "), separator=", ")
     if finding.cases:
         yield from _lines([rests_on(finding)], style="dim")
     # Continued with backslashes, so that it can be copied whole; an option stays with its value.
@@ -185,11 +188,10 @@ def _rests_on(report: Report) -> Text:
     total = Tally.of(report.findings)
     counts = [(total.passed_on(basis), basis) for basis in BASES]
     said = [f"{amount(value)} {basis}" for value, basis in counts if value]
-    said += [
-        f"{amount(total.count(status))} {WORDS[status]}"
-        for status in ("expected_failure", "not_run")
-        if total.count(status)
-    ]
+    if failures := total.count("expected_failure"):
+        said.append(plural(failures, WORDS["expected_failure"]))
+    if skipped := total.count("not_run"):
+        said.append(f"{amount(skipped)} {WORDS['not_run']}")
     return Text("  " + " · ".join(said)) if said else Text("  nothing passed")
 
 

@@ -2,7 +2,7 @@
 
 from sympy import Rational, exp, log, tanh
 
-from derivations.atoms import logcosh, sech2, sigmoid, softplus
+from derivations.atoms import logcosh_absolute, sech2, sigmoid, softplus
 from derivations.geometry import m, u, z
 from derivations.kernel import Fact, Kernel
 from derivations.parameter import Parameter
@@ -10,9 +10,9 @@ from derivations.parameter import Parameter
 alpha = Parameter("alpha", positive=True, doc="steepness, inverse unit of z")
 
 # ½ log of the ratio of the two likelihoods, as a function of the shift between z and log cosh αm.
-shift = logcosh(alpha * m) - alpha * z
+shift = logcosh_absolute(alpha * m) - alpha * z
 # e^{−αm}/cosh αz, at most 1.
-overlap = exp(-(alpha * m + logcosh(alpha * z)))
+overlap = exp(-(alpha * m + logcosh_absolute(alpha * z)))
 
 KERNEL = Kernel(
     name="logistic",

@@ -2,7 +2,7 @@
 
 from sympy import Abs, exp, log, tanh
 
-from derivations.atoms import log1p, logcosh, sech2, softplus, tanh_ratio
+from derivations.atoms import log1p, logcosh_absolute, sech2, softplus, tanh_ratio
 from derivations.geometry import m, u, z
 from derivations.kernel import Fact, Kernel
 from derivations.parameter import Parameter
@@ -10,7 +10,7 @@ from derivations.parameter import Parameter
 alpha = Parameter("alpha", positive=True, doc="steepness, inverse unit of z")
 
 # sech αz · sech αm, at most 1.
-overlap = exp(-(logcosh(alpha * z) + logcosh(alpha * m)))
+overlap = exp(-(logcosh_absolute(alpha * z) + logcosh_absolute(alpha * m)))
 
 KERNEL = Kernel(
     name="logistic_density",

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-SPEC = "5ac084f8dfff95236149456357c1c6595f848b2af34f8b67329323045e4204fe"
+SPEC = "1eab5ef8b227e48b4a24264fe3ce70cf4d3bb1b92422a230ea968e485801e8b4"
 NAME = "logistic"
 GEOMETRY = "location"
 EVEN = False
@@ -49,7 +49,7 @@ def influence(u: Tensor, alpha: Tensor) -> Tensor:
 
 
 def activation(z: Tensor, m: Tensor, alpha: Tensor) -> Tensor:
-    """-sigmoid(-alpha*z + logcosh(alpha*m))*tanh(alpha*m)"""
+    """-sigmoid(-alpha*z + logcosh_absolute(alpha*m))*tanh(alpha*m)"""
     t0 = alpha * m
     t1 = -2.0 * t0
     t2 = torch.exp(t1)
@@ -66,7 +66,7 @@ def activation(z: Tensor, m: Tensor, alpha: Tensor) -> Tensor:
 
 
 def activation_grad(z: Tensor, m: Tensor, alpha: Tensor) -> Tensor:
-    """alpha*sigmoid(-alpha*z + logcosh(alpha*m))*sigmoid(alpha*z - logcosh(alpha*m))*tanh(alpha*m)"""
+    """alpha*sigmoid(-alpha*z + logcosh_absolute(alpha*m))*sigmoid(alpha*z - logcosh_absolute(alpha*m)…"""
     t0 = z * alpha
     t1 = alpha * m
     t2 = -2.0 * t1
@@ -86,7 +86,7 @@ def activation_grad(z: Tensor, m: Tensor, alpha: Tensor) -> Tensor:
 
 
 def label_activation(z: Tensor, m: Tensor, alpha: Tensor) -> Tensor:
-    """tanh(alpha*z)/(exp(-alpha*m - logcosh(alpha*z)) + 1)"""
+    """tanh(alpha*z)/(exp(-alpha*m - logcosh_absolute(alpha*z)) + 1)"""
     t0 = z * alpha
     t1 = torch.tanh(t0)
     t2 = alpha * m
@@ -106,7 +106,7 @@ def label_activation(z: Tensor, m: Tensor, alpha: Tensor) -> Tensor:
 
 
 def label_activation_grad(z: Tensor, m: Tensor, alpha: Tensor) -> Tensor:
-    """alpha*(sech2(alpha*z) + exp(-alpha*m - logcosh(alpha*z)))/(exp(-alpha*m - logcosh(alpha*z)) + 1…"""
+    """alpha*(sech2(alpha*z) + exp(-alpha*m - logcosh_absolute(alpha*z)))/(exp(-alpha*m - logcosh_abso…"""
     t0 = torch.abs(z)
     t1 = t0 * alpha
     t2 = -2.0 * t1

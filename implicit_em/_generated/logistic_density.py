@@ -5,7 +5,7 @@ from torch import Tensor
 
 from implicit_em.primitives import tanh_ratio
 
-SPEC = "b4a7c7369ce4f56725010dd79d09adecac7bbed8ea8cb3873fc81c5d50adeada"
+SPEC = "69eb4bb3d894d4bae8805ea97572d20555a350b6b2da0f007f52f2d68675af1a"
 NAME = "logistic_density"
 GEOMETRY = "location"
 EVEN = True
@@ -53,7 +53,7 @@ def irls_weight(u: Tensor, alpha: Tensor) -> Tensor:
 
 
 def activation(z: Tensor, m: Tensor, alpha: Tensor) -> Tensor:
-    """tanh(alpha*m)*tanh(alpha*z)/(exp(-logcosh(alpha*m) - logcosh(alpha*z)) + 1)"""
+    """tanh(alpha*m)*tanh(alpha*z)/(exp(-logcosh_absolute(alpha*m) - logcosh_absolute(alpha*z)) + 1)"""
     t0 = z * alpha
     t1 = torch.tanh(t0)
     t2 = alpha * m
@@ -80,7 +80,7 @@ def activation(z: Tensor, m: Tensor, alpha: Tensor) -> Tensor:
 
 
 def activation_grad(z: Tensor, m: Tensor, alpha: Tensor) -> Tensor:
-    """alpha*(sech2(alpha*z) + exp(-logcosh(alpha*m) - logcosh(alpha*z)))*tanh(alpha*m)/(exp(-logcosh(…"""
+    """alpha*(sech2(alpha*z) + exp(-logcosh_absolute(alpha*m) - logcosh_absolute(alpha*z)))*tanh(alpha…"""
     t0 = torch.abs(z)
     t1 = t0 * alpha
     t2 = -2.0 * t1

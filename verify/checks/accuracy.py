@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from verify.checks.check import Check, expected, numeric_cells
+from verify.checks.check import Check, advice, expected, numeric_cells
 from verify.finding import Cell, Finding
 from verify.formats import format_of
 from verify.judge import Tally, cell_seed
@@ -57,7 +57,7 @@ def _run(subject: Subject, cell: Cell, settings: Settings) -> Finding:
         if handwritten:
             lost = unavoidable(lambda points: run(program, points), arithmetic, columns)
             budget = mixed_budget(oracle, columns, truth, fmt, lost)
-            tally.judge_errors(batch.columns, truth.ulp_error(got, fmt), budget, truth)
+            tally.judge_errors(batch.columns, truth.ulp_error(got, fmt), budget, truth, got)
             return
         allowed = run(program, [arithmetic.point(column) for column in columns])
         low, high = (np.broadcast_to(side, columns[0].shape) for side in (allowed.low, allowed.high))
@@ -66,7 +66,7 @@ def _run(subject: Subject, cell: Cell, settings: Settings) -> Finding:
     # The mixed budget asks the oracle twice more for each argument.
     points = settings.points // (1 + 2 * len(symbols)) if handwritten else settings.points
     explore(batches(symbols, fmt, max(8, points // EXAMPLES)), visit, cell_seed(cell, settings.seed), EXAMPLES)
-    note = f"handwritten: budget of {ULPS} ulps in each argument and in the result" if handwritten else ""
+    note = f"handwritten: budget of {ULPS} ulps in each argument and in the result" if handwritten else advice(cell)
     return expected(subject, tally.finding(cell, note=note))
 
 

@@ -58,6 +58,11 @@ def symbolic_cell(check: str, subject: Subject, function: str) -> list[Cell]:
     return [Cell(check, subject.name, function, "exact", "any", "symbolic")]
 
 
+def advice(cell: Cell) -> str:
+    """What the author of a kernel can do about generated code that errs too much."""
+    return f'give a stable form: stable={{"{cell.function}": …}}'
+
+
 def expected(subject: Subject, finding: Finding) -> Finding:
     """A failure that the kernel declares, with its reason, as an expected one."""
     reason = subject.kernel.expected_failures.get(f"{finding.cell.check}/{finding.cell.function}")

@@ -6,7 +6,7 @@ cancellation. Here the results must lie within the mixed budget, which knows onl
 
 from __future__ import annotations
 
-from verify.checks.check import Check, expected, numeric_cells
+from verify.checks.check import Check, advice, expected, numeric_cells
 from verify.finding import Cell, Finding
 from verify.formats import format_of
 from verify.judge import Tally, cell_seed
@@ -40,13 +40,13 @@ def _run(subject: Subject, cell: Cell, settings: Settings) -> Finding:
         truth = oracle(*columns)
         lost = unavoidable(lambda points: run(specified, points), arithmetic, columns)
         budget = mixed_budget(oracle, columns, truth, fmt, lost)
-        tally.judge_errors(batch.columns, truth.ulp_error(got, fmt), budget, truth)
+        tally.judge_errors(batch.columns, truth.ulp_error(got, fmt), budget, truth, got)
 
     points = settings.points // (4 * (1 + 2 * len(symbols)))
     explore(batches(symbols, fmt, max(8, points // EXAMPLES)), visit, cell_seed(cell, settings.seed), EXAMPLES)
     return expected(
         subject,
-        tally.finding(cell, note=f"budget of {ULPS} ulps in each argument and in the result; give a stable form"),
+        tally.finding(cell, note=f"budget of {ULPS} ulps in each argument and in the result; {advice(cell)}"),
     )
 
 

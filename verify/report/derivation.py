@@ -38,10 +38,11 @@ class Section:
     energy: Expr | None
     source: str
     steps: Sequence[Step]
+    missing: Sequence[str] = ()
 
     @staticmethod
     def of(kernel: Kernel, derivation: Derivation) -> Section:
-        return Section(kernel.name, kernel.energy, kernel.source, derivation.steps)
+        return Section(kernel.name, kernel.energy, kernel.source, derivation.steps, derivation.missing)
 
     @property
     def proved(self) -> int:
@@ -66,6 +67,7 @@ def _row(section: Section) -> dict[str, Any]:
         "energy_latex": None if section.energy is None else latex(section.energy),
         "source": section.source,
         "proved": section.proved == len(section.steps),
+        "missing": list(section.missing),
         "steps": [_step_row(step) for step in section.steps],
     }
 
@@ -98,6 +100,9 @@ def _section_lines(section: Section) -> Iterator[str]:
     for number, step in enumerate(section.steps, start=1):
         yield ""
         yield from _step_lines(number, step)
+    for what in section.missing:
+        yield ""
+        yield from _wrapped(f"not derived: {what}", "  ", "     ")
 
 
 def _step_lines(number: int, step: Step) -> Iterator[str]:

@@ -93,6 +93,14 @@ def evidence(finding: Finding) -> str:
     return f"measured {number(finding.measured)}{unit}, budget {number(finding.budget)}{unit}"
 
 
+def outcome(finding: Finding) -> str:
+    """What the code gave at the worst input, beside what it should have: "returned nan, expected 0x1p+0 (1)"."""
+    if finding.returned is None or finding.expected is None:
+        return ""
+    given, right = (f"{_short(text)}{_decimal(text)}" for text in (finding.returned, finding.expected))
+    return f"returned {given}, expected {right}"
+
+
 def rests_on(finding: Finding) -> str:
     """The basis and the number of cases; an undecided finding has no basis yet."""
     basis = f"{finding.basis}, " if finding.basis and finding.status != "undecided" else ""

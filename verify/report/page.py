@@ -22,7 +22,8 @@ _HERE = Path(__file__).parent
 _CARDS = 12
 # What a report may store of a kernel besides its findings; each part is left out of the page where it is missing.
 _PARTS = (
-    "energy_latex", "source", "seed", "notes", "parameters", "facts", "derivation", "activation", "errors", "crashed",
+    "energy_latex", "source", "seed", "notes", "parameters", "facts", "derivation", "missing", "theorems",
+    "activation", "errors", "crashed",
 )  # fmt: skip
 
 
@@ -49,8 +50,13 @@ class KernelPage:
         return list(self.page["derivation"] or ())
 
     @property
+    def verdicts(self) -> Sequence[str]:
+        """Of every step, the independent facts among them."""
+        return [step["verdict"] for step in (*self.steps, *(self.page["facts"] or ()))]
+
+    @property
     def proved(self) -> int:
-        return sum(step["verdict"] == "proved" for step in self.steps)
+        return sum(verdict == "proved" for verdict in self.verdicts)
 
 
 def render(report: Report) -> str:
@@ -76,6 +82,7 @@ def render(report: Report) -> str:
         count=notation.count,
         duration=notation.duration,
         evidence=notation.evidence,
+        outcome=notation.outcome,
         place=notation.place,
         rests_on=notation.rests_on,
         worst_input=notation.worst_input,
@@ -90,6 +97,7 @@ def render(report: Report) -> str:
         about=report.environment,
         total=Tally.of(report.findings),
         kernels=kernels,
+        theorems=next((kernel.page["theorems"] for kernel in kernels if kernel.page["theorems"]), []),
         properties=list(grouped(report.findings, property_of)),
         attention=gravest_first(report.findings),
         expected=[finding for finding in report.findings if finding.status == "expected_failure"],

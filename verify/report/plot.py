@@ -12,7 +12,7 @@ from markupsafe import Markup, escape
 from verify.report.notation import count, number
 
 _WIDTH, _HEIGHT = 400, 260
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 12, 38
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 24, 40
 # Below this spread of magnitudes a linear axis shows everything.
 _LINEAR_SPREAD = 1e3
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -50,7 +50,7 @@ def activation_plot(kernel: str, activation: Mapping[str, Any]) -> Markup:
         f'<path class="curve c{index % 5}" d="{_line(x, y, z, curve)}"/>' for index, curve in enumerate(curves.values())
     ]
     label = f"Activation of {kernel} for inputs from {number(min(z))} to {number(max(z))}: {', '.join(curves)}"
-    return _figure(label, x, y, lines)
+    return _figure(label, x, y, lines, "z", "a(z)")
 
 
 def error_plot(kernel: str, dtype: str, errors: Mapping[str, Any]) -> Markup:
@@ -78,7 +78,7 @@ def error_plot(kernel: str, dtype: str, errors: Mapping[str, Any]) -> Markup:
         f"{number(max((ulp for _, ulp, _ in points), default=0.0))} ulp; {count(len(marks['beyond'][1]))} are beyond "
         f"their budget, {count(len(marks['open'][1]))} undecided"
     )
-    return _figure(label, x, y, drawn)
+    return _figure(label, x, y, drawn, "z", "ulp")
 
 
 def _bound(value: float | None) -> float:
@@ -156,9 +156,12 @@ def _marks(x: Axis, y: Axis, points: Iterable[tuple[float, float]], shape: str) 
     return "".join(dict.fromkeys(f"M{_at(x, y, z, min(value, y.high))}{shape}" for z, value in points))
 
 
-def _figure(label: str, x: Axis, y: Axis, drawn: Iterable[str]) -> Markup:
+def _figure(label: str, x: Axis, y: Axis, drawn: Iterable[str], across: str, up: str) -> Markup:
     bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
-    grid = []
+    grid = [
+        f'<text class="x name" x="{(_LEFT + right) / 2:.1f}" y="{_HEIGHT - 4}">{across}</text>',
+        f'<text class="name" x="{_LEFT}" y="{_TOP - 8}">{up}</text>',
+    ]
     for value, text in x.ticks:
         at = x.place(value, _LEFT, right)
         grid.append(f'<path class="grid{" zero" * (value == 0)}" d="M{at:.1f} {_TOP}V{bottom}"/>')

@@ -66,6 +66,9 @@ def headline(total: Tally) -> str:
     passed, expected, skipped = (total.count(status) for status in ("passed", "expected_failure", "not_run"))
     if not passed:
         return f"nothing was verified: {cells}, none passed"
+    code = [finding for finding in total.findings if not finding.cell.is_symbolic]
+    if code and all(finding.status == "not_run" for finding in code):
+        return f"no code was verified: {count(skipped)} of {cells} not run"
     if passed == total.cells:
         return f"all {cells} hold" if passed > 1 else "the one cell holds"
     rest = [f"{count(expected)} fail as expected"] * bool(expected) + [f"{count(skipped)} not run"] * bool(skipped)
