@@ -149,6 +149,12 @@ def _measured_backends() -> Iterable[str]:
     return [backend for backend in _backends() if backend != "triton"]
 
 
+def _exhaustible() -> Iterable[str]:
+    from verify.exhaust.space import DTYPES
+
+    return DTYPES
+
+
 def _devices() -> Iterable[str]:
     from verify.environment import DEVICES
 
@@ -411,6 +417,70 @@ def _plain_progress() -> tuple[Callable[[int], None], Callable[[Finding], None]]
             click.echo(f"{tenth * 10:3d} %  {settled_cells} of {total} cells, {failed} failed", err=True)
 
     return planned, settled
+
+
+@commands.command(
+    short_help="Try every input of a format.",
+    epilog="Example: implicit-em exhaust gaussian.activation --dtype float32",
+)
+@click.argument("targets", nargs=-1, metavar="[KERNEL[.FUNCTION]|FILE.py[:FUNCTION]]...")
+@_names_option("--dtype", _exhaustible, "float32, bfloat16 or float16; float32 by default.", metavar="DTYPE")
+@_names_option("--backend", _measured_backends, "eager or compile; compile by default.", metavar="BACKEND")
+@click.option("--at", "fixed", metavar="NAME=VALUE,...", help="Where the arguments stand that are not swept.")
+@seed_option
+@click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="Threads; as many as processors by default.")
+@click.option("--compare", is_flag=True, help="Also time the same pass in eager torch, in turns with the compiled one.")
+@click.option("--resume", is_flag=True, help="Go on with what an interrupted run has finished.")
+@click.option("--markdown", type=_FILE, metavar="FILE", help="Write the table as Markdown.")
+@json_option
+def exhaust(
+    targets: Sequence[str],
+    dtype: tuple[str, ...],
+    backend: tuple[str, ...],
+    fixed: str | None,
+    seed: int,
+    jobs: int | None,
+    compare: bool,
+    resume: bool,
+    markdown: Path | None,
+    json_path: Path | None,
+) -> int:
+    """Try every number of a format on functions of one coordinate, or every pair of 16-bit numbers on those of two.
+
+    A kernel without a function stands for its activations and their slopes, no kernel for every built-in one of a
+    scalar. The results are kept chunk by chunk: --resume goes on after Ctrl-C, or after a crash.
+    """
+    from verify.exhaust.command import planned, sweep_all
+    from verify.exhaust.listing import exhaust_table, markdown_table
+
+    plan = planned(
+        targets, dtype or ("float32",), backend or ("compile",), _values(fixed), Settings(seed=seed), resume=resume
+    )
+    _measure_what_is_lacking(Settings(dtypes=tuple(dtype or ("float32",)), backends=tuple(backend or ("compile",))))
+    with _fraction("sweeping") as advance:
+        report, finished = sweep_all(plan, jobs=jobs, compare=compare, on_progress=advance)
+    _print(*exhaust_table(report.findings))
+    _write_json(report.as_dict(), json_path)
+    if markdown is not None:
+        _write(markdown_table(report), markdown)
+    if not finished:
+        click.echo("implicit-em: interrupted: the same command with --resume goes on from here", err=True)
+        return INTERRUPTED
+    return HELD if report.ok else FOUND
+
+
+def _values(text: str | None) -> dict[str, float]:
+    """NAME=VALUE pairs, with commas between."""
+    found = {}
+    for pair in filter(None, (text or "").split(",")):
+        name, equals, value = pair.partition("=")
+        try:
+            found[name.strip()] = float(value)
+        except ValueError:
+            equals = ""
+        if not equals:
+            raise click.UsageError(f"--at {pair}: expected NAME=VALUE, as in --at m=2,nu=4")
+    return found
 
 
 @commands.command(

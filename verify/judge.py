@@ -22,7 +22,8 @@ RESOLUTION = 2.0**-10  # ulps; enclosures are narrower than that
 class Tally:
     """Accumulates judged points of one cell.
 
-    `closest` is the largest error/budget seen; `measured`, `budget` and `worst` belong to that point.
+    `closest` is the largest error/budget seen; `measured`, `budget` and `worst` belong to that point. `largest` is the
+    largest error, `largest_budget` and `largest_at` are what it might have been, and where.
     """
 
     fmt: Format
@@ -34,6 +35,8 @@ class Tally:
     measured: float | None = None
     budget: float | None = None
     largest: float = 0.0
+    largest_budget: float | None = None
+    largest_at: Mapping[str, str] | None = None
     worst: Mapping[str, str] | None = None
     returned: str | None = None
     expected: str | None = None
@@ -123,7 +126,10 @@ class Tally:
         self.open_points += int((unknown & ~failed).sum())
         if not defined.any():
             return
-        self.largest = max(self.largest, float(np.max(np.where(defined, error, 0))))
+        most = int(np.argmax(np.where(defined, error, -1)))
+        if self.largest_at is None or error[most] > self.largest:
+            self.largest, self.largest_budget = float(error[most]), float(budget[most])
+            self.largest_at = point(columns, most)
         index = int(np.argmax(ratio))
         if ratio[index] > self.closest:
             self.closest = float(ratio[index])

@@ -1,0 +1,269 @@
+"""Sweeps: nothing is left out, what is planted is found, what misleads the measuring is seen, a killed run goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from derivations import KernelError
+from verify.cli import HELD, INTERRUPTED, WRONG, main
+from verify.exhaust import Progress, Space, Sweep, exhaust, space_of
+from verify.exhaust import sweep as sweeping
+from verify.exhaust.sweep import Ulps
+from verify.finding import Cell, Finding
+from verify.formats import FORMATS
+from verify.oracle import Enclosures
+from verify.subject import Subject, load_subject
+
+BF16, F16, F32 = (FORMATS[name] for name in ("bfloat16", "float16", "float32"))
+LAPLACE = load_subject("laplace")
+
+
+def cell(function: str, dtype: str, backend: str = "eager") -> Cell:
+    return Cell("exhaust", "laplace", function, dtype, "cpu", backend)
+
+
+def swept(subject: Subject, function: str, space: Space, backend: str = "eager") -> Finding:
+    return exhaust(subject, cell(function, space.fmt.name, backend), space, Progress.start(space))
+
+
+def few(space: Space, seconds: tuple[int, ...]) -> Space:
+    return replace(space, seconds=seconds)
+
+
+class TestTheSpace:
+    @pytest.mark.parametrize("fmt", [BF16, F16])
+    def test_every_pattern_of_16_bits_is_in_it(self, fmt: Any) -> None:
+        column = space_of(LAPLACE, "influence", fmt).columns(0, 1)["u"]
+        assert column.shape == (1, 1 << 16)
+        assert len(set(column.view(torch.int16).flatten().tolist())) == 1 << 16
+
+    def test_every_pattern_of_32_bits_is_in_it(self) -> None:
+        space = space_of(LAPLACE, "activation", F32)
+        assert space.cases == 1 << 32
+        firsts = [
+            space.columns(block, 1)["z"].view(torch.int32)[0, 0].item() for block in (0, 1, 0x7FFF, 0x8000, 0xFFFF)
+        ]
+        assert firsts == [0, 1 << 16, 0x7FFF << 16, -(1 << 31), -(1 << 16)]
+        block = space.columns(0xFFFF, 1)["z"].view(torch.int32)
+        assert torch.equal(block, torch.arange(-(1 << 16), 0, dtype=torch.int32)[None])
+
+    def test_every_pair_with_a_half_width_in_its_domain_is_in_it(self) -> None:
+        space = space_of(LAPLACE, "activation", BF16)
+        halves = space.columns(0, space.blocks)["m"].flatten().float()
+        assert space.swept == ("z", "m")
+        assert halves.isfinite().all()
+        assert (halves > 0).all()
+        assert halves.min() == float(BF16.min_subnormal)
+        assert halves.max() == float(BF16.max)
+        assert len(halves) == 0x7F7F
+
+    def test_single_places_are_those_of_the_blocks(self) -> None:
+        for function, fmt in (("activation", F32), ("activation", F16), ("energy", BF16), ("influence", BF16)):
+            space = space_of(LAPLACE, function, fmt)
+            block = min(77, space.blocks - 1)
+            columns = space.columns(block, 1)
+            single = space.at(np.array([block]), np.array([4321]))
+            for name, column in columns.items():
+                whole = torch.broadcast_to(column, (1, 1 << 16))
+                assert fmt.array(whole)[0, 4321] == single[name][0]
+
+    def test_a_value_for_no_argument_is_refused(self) -> None:
+        with pytest.raises(KernelError, match="expected one of m, b"):
+            space_of(LAPLACE, "activation", F32, {"nu": 2.0})
+
+
+def test_ulps_are_those_of_the_oracle() -> None:
+    rng = np.random.default_rng(0)
+    for fmt in (BF16, F16, F32):
+        spread = np.exp2(rng.uniform(-160, 140, 4000)) * rng.choice([-1, 1], 4000)
+        truth = np.concatenate([spread, [0.0, 1.0, 2.0, float(fmt.max), float(fmt.overflow) * 4]])
+        got = fmt.nearest(truth * (1 + rng.normal(0, 4 * float(fmt.unit_roundoff), truth.shape)))
+        exact = Enclosures(truth.astype(np.longdouble), *np.zeros((2, len(truth)), np.longdouble), truth == truth)
+        found = Ulps.of(fmt).error(torch.from_numpy(got.astype(np.float64)), torch.from_numpy(truth)).numpy()
+        np.testing.assert_allclose(found, exact.ulp_error(got, fmt).astype(float), rtol=2.0**-45, atol=2.0**-45)
+
+
+@pytest.mark.parametrize(("given", "right", "error"), [
+    (np.nan, 1.0, np.inf), (1.0, np.nan, np.inf), (np.nan, np.nan, 0.0), (np.inf, np.inf, 0.0), (np.inf, 1e300, 0.0),
+])  # fmt: skip
+def test_what_is_no_number_has_a_rule(given: float, right: float, error: float) -> None:
+    tensors = (torch.tensor([value], dtype=torch.float64) for value in (given, right))
+    assert Ulps.of(F32).error(*tensors).item() == error
+
+
+@pytest.mark.parametrize("backend", ["eager", "compile"])
+def test_right_code_passes_and_says_what_it_rests_on(backend: str) -> None:
+    space = few(space_of(LAPLACE, "activation", BF16), tuple(range(0x3F00, 0x3F10)))
+    finding = swept(LAPLACE, "activation", space, backend)
+    assert (finding.status, finding.basis, finding.cases) == ("passed", "exhaustive", 16 << 16)
+    assert 0.49 < (finding.largest or 0) <= 0.51
+    assert "reference within" in (finding.reason or "")
+
+
+def planted(wrong: Callable[[Tensor, Tensor], Tensor]) -> Subject:
+    """The Laplace activation, with `wrong(z, result)` in place of its result."""
+    right = LAPLACE.program("activation")
+
+    def activation(z: Tensor, m: Tensor, b: Tensor) -> Tensor:
+        z32, m32, b32 = (each.float() for each in (z, m, b))
+        return wrong(z32, right(z32, m32, b32)).to(z.dtype)
+
+    return replace(LAPLACE, handwritten={"activation": activation})
+
+
+ONE_INPUT = 0.3671875  # a number of both 16-bit formats
+FAULTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "a single wrong input": lambda z, a: torch.where(z == ONE_INPUT, a * 1.05, a),
+    "NaN at a single input": lambda z, a: torch.where(z == ONE_INPUT, torch.nan, a),
+    "infinity at a single input": lambda z, a: torch.where(z == ONE_INPUT, torch.inf, a),
+    "NaN at zero": lambda z, a: a * (z / z),
+    "subnormals flushed": lambda z, a: torch.where(a.abs() < 2.0**-120, 0.0, a),
+    "NaN that is answered with a number": lambda z, a: torch.nan_to_num(a),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_found(fault: str) -> None:
+    space = few(space_of(LAPLACE, "activation", BF16), (0x3F80,))
+    finding = swept(planted(FAULTS[fault]), "activation", space)
+    assert finding.status == "failed", finding
+    if "single" in fault:
+        assert finding.worst is not None
+        assert float.fromhex(finding.worst["z"]) == ONE_INPUT
+
+
+def test_the_right_code_by_hand_passes() -> None:
+    space = few(space_of(LAPLACE, "activation", BF16), (0x3F80,))
+    assert swept(planted(lambda z, a: a), "activation", space).status == "passed"
+
+
+def _same_precision(self: Sweep, columns: dict[str, Tensor], got: Tensor) -> tuple[Tensor, Tensor]:
+    """A planted fault: the reference is the code under test in its own precision."""
+    reference = self._under_test(*columns.values()).double()
+    worst = self._ulps.error(got.double(), reference).to(torch.float32).max(-1)
+    return worst[0], worst[1]
+
+
+def _finite_only(self: Sweep, columns: dict[str, Tensor], got: Tensor) -> tuple[Tensor, Tensor]:
+    """A planted fault: what is not finite is left out."""
+    reference = self._reference(*(column.double() for column in columns.values()))
+    error = torch.where(got.isfinite(), self._ulps.error(got.double(), reference), 0.0)
+    worst = error.to(torch.float32).max(-1)
+    return worst[0], worst[1]
+
+
+class TestFaultsInTheMeasuring:
+    SPACE = few(space_of(LAPLACE, "activation", BF16), (0x3F80, 0x3F90))
+
+    def test_a_reference_in_the_precision_under_test(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(Sweep, "_compared", _same_precision)
+        finding = swept(LAPLACE, "activation", self.SPACE)
+        assert finding.status == "undecided"
+        assert "above the largest" in (finding.reason or "")
+
+    def test_a_coarse_reference(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        exact = Sweep.references
+        monkeypatch.setattr(Sweep, "references", lambda self, columns: exact(self, columns) * (1 + 2.0**-13))
+        finding = swept(LAPLACE, "activation", self.SPACE)
+        assert finding.status == "undecided"
+        assert "too coarse" in (finding.reason or "")
+
+    def test_a_mask_of_finite_results(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        wrong = planted(FAULTS["NaN at a single input"])
+        assert swept(wrong, "activation", self.SPACE).status == "failed"
+        monkeypatch.setattr(Sweep, "_compared", _finite_only)
+        finding = swept(wrong, "activation", self.SPACE)
+        assert finding.status == "undecided"
+        assert "above the largest" in (finding.reason or "")
+
+    def test_ulps_of_another_format(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        wrong_format = Ulps.of(F16)
+        monkeypatch.setattr(Ulps, "of", staticmethod(lambda fmt: wrong_format))
+        finding = swept(LAPLACE, "activation", self.SPACE)
+        assert finding.status == "undecided"
+        assert "above the largest" in (finding.reason or "")
+
+
+class TestResuming:
+    SPACE = few(space_of(LAPLACE, "activation", F16), tuple(range(0x3800, 0x380A)))
+
+    def test_an_interrupted_sweep_loses_at_most_one_chunk(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sweeping, "CHUNK", 2)
+        path = tmp_path / "state.npz"
+        sweep = Sweep(LAPLACE, "activation", self.SPACE, "eager")
+        seen: list[int] = []
+        chunk = sweep.chunk
+
+        def counted(first: int) -> Any:
+            if len(seen) == 3:
+                seen.append(-1)
+                raise KeyboardInterrupt
+            seen.append(first)
+            return chunk(first)
+
+        monkeypatch.setattr(sweep, "chunk", counted)
+        with pytest.raises(KeyboardInterrupt):
+            sweep.run(Progress.start(self.SPACE, path))
+        resumed = Progress.start(self.SPACE, path, resume=True)
+        assert resumed.done.tolist() == [True] * 3 + [False] * 2
+        sweep.run(resumed)
+        assert seen == [0, 2, 4, -1, 6, 8]
+
+        whole = Progress.start(self.SPACE)
+        Sweep(LAPLACE, "activation", self.SPACE, "eager").run(whole)
+        np.testing.assert_array_equal(resumed.errors, whole.errors)
+        np.testing.assert_array_equal(resumed.places, whole.places)
+
+    def test_without_resume_it_starts_anew(self, tmp_path: Path) -> None:
+        progress = Progress.start(self.SPACE, tmp_path / "state.npz")
+        progress.done[:] = True
+        progress.store()
+        assert not Progress.start(self.SPACE, progress.path).done.any()
+
+
+class TestTheCommand:
+    def test_it_writes_a_report_and_a_table(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("IMPLICIT_EM_CACHE", str(tmp_path / "cache"))
+        command = ["exhaust", "laplace.influence", "--dtype", "bfloat16", "--backend", "eager"]
+        assert main([*command, "--json", "found.json", "--markdown", "table.md"]) == HELD
+        assert "| laplace.influence | bfloat16 | eager | 0 | 0 |" in Path("table.md").read_text(encoding="utf-8")
+        assert "implicit-em exhaust laplace.influence" in Path("found.json").read_text(encoding="utf-8")
+        assert not list((tmp_path / "cache").rglob("*.npz"))
+        assert "65,536 inputs" in capsys.readouterr().out
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (["laplace.activatoin"], "unknown function"),
+            (["laplce"], "did you mean laplace?"),
+            (["laplace.log_normalizer"], "expected a function of a coordinate"),
+            (["laplace.activation", "--at", "m"], "expected NAME=VALUE"),
+            (["laplace.activation", "--at", "nu=2"], "expected one of m, b"),
+            (["laplace", "--dtype", "float64"], "expected one of float32, bfloat16, float16"),
+        ],
+    )
+    def test_a_mistake_is_one_line(self, arguments: list[str], said: str, capsys: Any) -> None:
+        assert main(["exhaust", *arguments]) == WRONG
+        (line,) = capsys.readouterr().err.splitlines()
+        assert said in line
+
+    def test_an_interrupt_is_told(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+        monkeypatch.setenv("IMPLICIT_EM_CACHE", str(tmp_path))
+
+        def stop(*_: Any) -> Any:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(Sweep, "chunk", stop)
+        assert main(["exhaust", "laplace.influence", "--dtype", "float16", "--backend", "eager"]) == INTERRUPTED
+        assert "--resume goes on" in capsys.readouterr().err
