@@ -9,6 +9,7 @@ from __future__ import annotations
 from sympy import (
     Abs,
     Add,
+    DiracDelta,
     Dummy,
     Expr,
     Heaviside,
@@ -73,7 +74,7 @@ def posterior_mean_slope(kernel: Kernel, reading: Reading) -> Expr:
 
 def derivative(expr: Expr, symbol: Symbol) -> Expr:
     """∂/∂symbol away from kinks; on a kink the subgradient's hull appears through sgn."""
-    slope = diff(expand_atoms(expr), symbol)
+    slope = diff(expand_atoms(expr), symbol).replace(DiracDelta, lambda *_: S.Zero)
     return slope.replace(Heaviside, lambda x, *_: (1 + sign(x)) / 2)
 
 
@@ -128,13 +129,20 @@ def limit_at_infinity(kernel: Kernel) -> Expr | None:
 
 
 def normalizer(kernel: Kernel) -> Expr | None:
-    """Z(θ) = ∫ e^{−d} du over the real line; ∞ where it diverges, None where SymPy finds no closed form.
+    """Z(θ) = ∫ e^{−d} du over the real line; ∞ where it diverges, None where SymPy finds no closed form, or stumbles.
 
     An even integrand is integrated over u > 0 and doubled, case by case, after the kernel's own change of
     variables where it names one.
     """
     if kernel.geometry is not LOCATION:
         return None
+    try:
+        return _normalizer(kernel)
+    except (AttributeError, NotImplementedError, TypeError, ValueError):  # SymPy's integrator has gaps of all kinds
+        return None
+
+
+def _normalizer(kernel: Kernel) -> Expr | None:
     definition = expand_atoms(kernel.energy)
     if not definition.has(Piecewise, Abs) and any(limit(definition, u, end).is_finite for end in (oo, -oo)):
         return oo  # e^{−d} does not fall to 0

@@ -36,7 +36,10 @@ def module_source(kernel: Kernel, origin: str = "") -> str:
         origin: the file it comes from, for the header.
     """
     forms = stable_forms(kernel)
-    programs = {name: lower(expr, arguments) for name, (arguments, expr) in forms.items()}
+    programs = {
+        name: lower(expr, arguments, keeps_nan=name == "energy" or name.endswith("activation"))
+        for name, (arguments, expr) in forms.items()
+    }
     body = [torch_source(name, programs[name], describe(forms[name][1])) for name in forms]
     code = "\n".join(body)
     borrowed = [

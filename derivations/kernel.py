@@ -10,7 +10,7 @@ import keyword
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from sympy import Expr, Float, I, Max, Min, Piecewise, Rational, Symbol, nan, oo, sympify, zoo
+from sympy import Abs, Expr, Float, I, Max, Min, Piecewise, Rational, Symbol, nan, oo, sympify, zoo
 from sympy.core.function import AppliedUndef, Function, UndefinedFunction
 
 from derivations.atoms import Atom, expand_atoms
@@ -87,6 +87,7 @@ class Kernel:
         put(self, "facts", tuple(self.facts))
         put(self, "readings", tuple(self.readings) or tuple(self.geometry.pairs)[:1])
         self._check_parameters()
+        self._check_mappings()
         put(self, "energy", self._checked_energy())
         unknown = set(self.readings) - set(self.geometry.pairs)
         if unknown:
@@ -107,6 +108,18 @@ class Kernel:
         mirrored = expand_atoms(self.energy.subs(u, -u))
         original = expand_atoms(self.energy)
         return bool(mirrored == original or (mirrored - original).simplify() == 0)
+
+    def _check_mappings(self) -> None:
+        for name, meaning in (("stable", "function → expression"), ("expected_failures", "check/function → reason")):
+            given = getattr(self, name)
+            if not isinstance(given, Mapping):
+                raise KernelError(f"kernel {self.name}: {name}: expected a dict, {meaning}, got {type(given).__name__}")
+        for key, reason in self.expected_failures.items():
+            if not (isinstance(key, str) and key.count("/") == 1 and isinstance(reason, str) and reason):
+                raise KernelError(
+                    f"kernel {self.name}: expected_failures: expected 'check/function': 'reason', "
+                    f"got {key!r}: {reason!r}"
+                )
 
     def _check_parameters(self) -> None:
         names = [parameter.name for parameter in self.parameters]
@@ -131,6 +144,7 @@ class Kernel:
             raise KernelError(
                 f"kernel {self.name}: energy: expected one scalar SymPy expression, got {type(self.energy).__name__}"
             )
+        energy = energy.replace(_is_absolute_value, lambda part: Abs(part.args[0]))
         # 0.1 is the number that was written, and no binary fraction near it.
         energy = energy.replace(lambda part: isinstance(part, Float), lambda part: Rational(str(part)))
         if energy.has(nan, zoo, oo, -oo):
@@ -168,6 +182,11 @@ KNOWN_FUNCTIONS = (
     "Abs", "exp", "log", "sqrt", "sign", "sinh", "cosh", "tanh", "asinh", "erf", "Min", "Max",
     "Piecewise", "log1p", "expm1", "hypot",
 )  # fmt: skip
+
+
+def _is_absolute_value(part: Expr) -> bool:
+    """max(x, −x)."""
+    return isinstance(part, Max) and len(part.args) == 2 and bool(part.args[0] == -part.args[1])
 
 
 def _is_known(applied: Expr) -> bool:

@@ -7,6 +7,7 @@ is chosen here, so this is where overflow of intermediate results is avoided.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 from sympy import (
     Abs,
@@ -98,9 +99,11 @@ class Program:
     result: Operand = field(default_factory=lambda: Operand("0.0", True))
 
 
-def lower(expr: Expr, arguments: tuple[Symbol, ...]) -> Program:
+def lower(expr: Expr, arguments: tuple[Symbol, ...], *, keeps_nan: bool = False) -> Program:
     """Lowers a stable expression; where z and μ are arguments, u stands for z − μ.
 
+    Args:
+        keeps_nan: whether NaN in a coordinate must give NaN, also where a case of `expr` depends on no coordinate.
     Raises:
         KernelError: the expression holds a node outside of the whitelist; the message names it.
     """
@@ -113,8 +116,14 @@ def lower(expr: Expr, arguments: tuple[Symbol, ...]) -> Program:
     if strangers:
         raise KernelError(f"code for {expr}: no argument gives {', '.join(sorted(map(str, strangers)))}")
     lowering = _Lowering(program)
-    lowering.program.result = lowering.value(expr)
-    return lowering.program
+    result = lowering.value(expr)
+    if keeps_nan and any(not value.has(*COORDINATES) for node in expr.atoms(Piecewise) for value, _ in node.args):
+        for symbol in arguments:
+            if symbol in COORDINATES:
+                coordinate = Operand(symbol.name)
+                result = lowering.emit("where", lowering.emit("eq", coordinate, coordinate), result, coordinate)
+    program.result = result
+    return program
 
 
 class _Lowering:
@@ -190,19 +199,28 @@ class _Lowering:
             else:
                 top.append(part)
         top.sort(key=lambda part: not part.has(*COORDINATES))
+        # u²·h with a small h: h meets the first coordinate before u² is formed.
+        moving = [part for part in top if part.has(*COORDINATES)]
+        grows = len(moving) - sum(part.has(*COORDINATES) for part in bottom) >= 2
+        if grows:
+            top = [moving[0], *top[len(moving) :], *moving[1:]]
         # Without a numerator the coordinate goes last: 1/|u| overflows where 1/(b|u|) need not.
         bottom.sort(key=lambda part: part.has(*COORDINATES) != bool(top))
         # ½u² must not overflow as u²·½: where coordinates multiply, a coefficient below 1 goes to the first of them.
         early = abs(coefficient) < 1 and sum(part.has(*COORDINATES) for part in top) > 1
         result: Operand | None = None
-        for i in range(max(len(top), len(bottom))):
-            if i < len(top):
-                step = self.value(top[i])
-                step = self.emit("div", step, self.value(bottom[i])) if i < len(bottom) else step
-                step = self.emit("mul", self.value(coefficient), step) if early and i == 0 else step
-                result = step if result is None else self.emit("mul", result, step)
-            else:
-                result = self.emit("div", Operand("1.0", True) if result is None else result, self.value(bottom[i]))
+        pairs = list(zip_longest(top, bottom))
+        if grows:
+            last = len(top) - 1
+            pairs = pairs[:last] + pairs[last + 1 :] + [pairs[last]]
+        for index, (over, under) in enumerate(pairs):
+            if over is None:
+                result = self.emit("div", Operand("1.0", True) if result is None else result, self.value(under))
+                continue
+            step = self.value(over)
+            step = self.emit("div", step, self.value(under)) if under is not None else step
+            step = self.emit("mul", self.value(coefficient), step) if early and index == 0 else step
+            result = step if result is None else self.emit("mul", result, step)
         if result is None:
             raise KernelError(f"code: the product {expr} is empty")
         if early:

@@ -136,6 +136,8 @@ def prove(
     """
     symbolic = symbolic_zero(lhs, rhs, tuple(regions))
     enclosure, points = enclosures_meet(identifier, lhs, rhs)
+    if enclosure == "refuted":
+        note = f"{note}; {_counterexample(identifier, lhs, rhs)}" if note else _counterexample(identifier, lhs, rhs)
     return Step(identifier, title, lhs, rhs, assumptions, rule, symbolic, enclosure, points, note)
 
 
@@ -367,6 +369,20 @@ def enclosures_meet(identifier: str, lhs: Expr, rhs: Expr, points: int = POINTS)
         decided += narrow
     enough = min(100, points) if symbols else 1
     return ("holds" if decided >= enough else "undecided"), decided
+
+
+def _counterexample(identifier: str, lhs: Expr, rhs: Expr) -> str:
+    """A point at which two sides differ, and their values there."""
+    symbols = tuple(sorted(lhs.free_symbols | rhs.free_symbols, key=str))
+    left, right = compile_enclosure(lhs, symbols), compile_enclosure(rhs, symbols)
+    points = rational_points(identifier, symbols, POINTS if symbols else 1)
+    for point in points:
+        if not _compare(left, right, point)[0]:
+            with flint.ctx.workprec(256):
+                a, b = (side(*map(exact, point)).mid().str(8, radius=False) for side in (left, right))
+            place = ", ".join(f"{symbol} = {value}" for symbol, value in zip(symbols, point, strict=True))
+            return f"at {place} the first side is {a}, the second {b}"
+    return ""
 
 
 def _compare(left: Callable[..., arb], right: Callable[..., arb], point: Sequence[Expr]) -> tuple[bool, bool]:

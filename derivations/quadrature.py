@@ -1,6 +1,6 @@
 """Rigorous integrals of e^{−d} over the real line, for normalisers.
 
-Half the integral of an even integrand: Arb's adaptive Gauss–Legendre rule (Johansson 2018) on
+Each half by itself: Arb's adaptive Gauss–Legendre rule (Johansson 2018) on
 dyadic intervals up to X, and a bound for what lies beyond. With g(s) = d(eˢ) − s convex beyond log X, the
 tangent of g gives ∫_X^∞ e^{−d} du ≤ e^{−d(X)}·X/(X·ψ(X) − 1); g is convex where u·ψ(u) does not fall.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import pairwise
+from typing import Literal
 
 import flint
 from flint import acb, arb
@@ -26,13 +27,28 @@ NEAR = 8  # the first ends at 2^−NEAR
 BITS = 64  # a normaliser is held against its closed form to what this leaves
 
 
-class HalfIntegral:
-    """∫₀^∞ e^{−d(u; θ)} du for an even energy, ready to be evaluated at many θ."""
+class LineIntegral:
+    """∫ e^{−d(u; θ)} du over the real line."""
 
     def __init__(self, kernel: Kernel) -> None:
+        self._halves = (
+            [HalfIntegral(kernel)] * 2 if kernel.is_even else [HalfIntegral(kernel, side) for side in (1, -1)]
+        )
+
+    def __call__(self, values: Mapping[Symbol, Expr]) -> arb:
+        """An enclosure; a ball of infinite radius where the tail bound does not apply."""
+        right, left = self._halves
+        half = right(values)
+        return 2 * half if left is right else half + left(values)
+
+
+class HalfIntegral:
+    """∫₀^∞ e^{−d(u; θ)} du, or that of d(−u; θ), ready to be evaluated at many θ."""
+
+    def __init__(self, kernel: Kernel, side: Literal[1, -1] = 1) -> None:
         half_line = Symbol("t", positive=True)
         self.parameters = tuple(kernel.parameters)
-        energy = piecewise_fold(expand_atoms(kernel.energy).subs(u, half_line))
+        energy = piecewise_fold(expand_atoms(kernel.energy).subs(u, side * half_line))
         cases = energy.args if isinstance(energy, Piecewise) else ((energy, S.true),)
         symbols = (half_line, *self.parameters)
         self.pieces = [compile_analytic(exp(-value), symbols) for value, _ in cases]

@@ -13,6 +13,7 @@ from functools import partial
 from sympy import (
     Abs,
     Add,
+    Eq,
     Expr,
     Max,
     Mul,
@@ -30,6 +31,7 @@ from sympy import (
     factor,
     fraction,
     gcd_list,
+    limit,
     log,
     sign,
     simplify,
@@ -102,7 +104,7 @@ def stable_forms(kernel: Kernel) -> dict[str, tuple[tuple[Symbol, ...], Expr]]:
     if kernel.geometry is LOCATION:
         add("influence", (u,), lambda: stabilize(_influence(kernel)))
         if kernel.is_even:
-            add("irls_weight", (u,), lambda: stabilize(lowest_terms(irls_weight(kernel))))
+            add("irls_weight", (u,), lambda: _defined_at_zero(stabilize(lowest_terms(irls_weight(kernel)))))
     for reading in kernel.readings:
         name = activation_name(kernel, reading)
         add(name, kernel.geometry.arguments, partial(_activation, kernel, reading))
@@ -138,6 +140,18 @@ def _influence(kernel: Kernel) -> Expr:
     if bottom.subs(_HALF_LINE, 0).is_positive:
         return u * weight.subs(_HALF_LINE, Abs(u))
     return sign(u) * lowest_terms(slope).subs(_HALF_LINE, Abs(u))
+
+
+def _defined_at_zero(weight: Expr) -> Expr:
+    """ψ(u)/u with its limit at 0, where it would be 0/0."""
+    if weight.has(Piecewise, tanh_ratio) or weight.subs(u, 0) is not S.NaN:
+        return weight
+    centre = limit(expand_atoms(weight), u, 0, "+")
+    if not centre.is_finite:
+        return weight
+    # The branch that is not taken divides by 1: 0/0 would put NaN into its gradient.
+    nonzero = Piecewise((S.One, Eq(u, 0)), (u, True))
+    return Piecewise((centre, Eq(u, 0)), (weight.subs(u, nonzero), True))
 
 
 def log_of(value: Expr) -> Expr:

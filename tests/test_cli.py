@@ -281,6 +281,10 @@ def test_colour_is_left_out_where_it_is_not_wanted(monkeypatch: pytest.MonkeyPat
             "from sympy import log\nfrom derivations import Kernel, u\nKERNEL = Kernel('k', log(u**2))\n",
             "expected a finite real number",
         ),
+        (
+            "from derivations import Kernel, u\nKERNEL = Kernel('k', u**2, expected_failures=({},))\n",
+            "expected_failures: expected a dict, check/function → reason, got tuple",
+        ),
     ],
 )
 @pytest.mark.parametrize("command", ["derive", "verify"])
@@ -299,3 +303,17 @@ def test_the_code_of_a_file_is_printed(in_tmp: Path, capsys: pytest.CaptureFixtu
     code = capsys.readouterr().out
     compile(code, "k", "exec")
     assert "def activation_grad(z: Tensor, m: Tensor, gamma: Tensor) -> Tensor:" in code
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [("stableform/energy", "unknown check"), ("stable_form/enregy", "no such cell"), ("derivation/energy", "steps")],
+)
+def test_a_failure_that_cannot_be_expected_is_refused(
+    key: str, said: str, in_tmp: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = f"from derivations import Kernel, u\nKERNEL = Kernel('k', u**2, expected_failures={{{key!r}: 'why'}})\n"
+    path = Path(f"{key.replace('/', '_')}.py")  # a file is loaded once in a process
+    path.write_text(text, encoding="utf-8")
+    assert main(["verify", str(path)]) == WRONG
+    assert said in capsys.readouterr().err

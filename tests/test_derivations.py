@@ -11,8 +11,28 @@ import flint
 import mpmath as mp
 import pytest
 from flint import arb
-from sympy import Abs, Expr, Function, I, Integer, Matrix, Rational, Symbol, gamma, log, nan, oo, sqrt, zoo
+from sympy import (
+    Abs,
+    Expr,
+    Function,
+    I,
+    Integer,
+    Matrix,
+    Max,
+    Min,
+    Piecewise,
+    Rational,
+    Symbol,
+    gamma,
+    log,
+    nan,
+    oo,
+    simplify,
+    sqrt,
+    zoo,
+)  # fmt: skip
 
+import derivations.derivation
 from derivations import (
     DIRECTION,
     Derivation,
@@ -386,3 +406,29 @@ def test_a_decimal_power_is_the_fraction_that_was_written() -> None:
 def test_what_cannot_be_derived_is_said() -> None:
     assert derive(Kernel("k", u**2 / (1 + u**2))).missing == ("log_normalizer: Z = ∫ e^{−d} du diverges",)
     assert derivation_of("gaussian").missing == ()
+
+
+def test_the_normalizer_of_an_energy_that_is_not_even_has_both_halves() -> None:
+    a, b = Parameter("a", positive=True), Parameter("b", positive=True)
+    pinball = derive(Kernel("pinball", Piecewise((a * u, u >= 0), (-b * u, True)), (a, b)))
+    step = pinball.step("normalizer")
+    assert (step.verdict, simplify(step.rhs - 1 / a - 1 / b)) == ("proved", 0)
+
+
+def test_a_limit_that_is_reached_slowly_is_not_refuted_and_a_wrong_one_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    s = Parameter("s", positive=True)
+    slow = Kernel("slow", (1 + (u / s) ** 2) ** Rational(1, 4) - 1, (s,))
+    assert derive(slow).step("limit.infinity").enclosure == "holds"
+    monkeypatch.setattr(derivations.derivation, "limit_at_infinity", lambda kernel: Rational(1, 7))
+    assert derive(slow).step("limit.infinity").enclosure == "refuted"
+
+
+@pytest.mark.parametrize("energy", [Min(u**2 / 2, 1), Max(Abs(u) - 1, 0), -(u**2)], ids=str)
+def test_what_sympy_stumbles_over_is_left_open(energy: Expr) -> None:
+    assert not [step for step in derive(Kernel("k", energy)).steps if step.verdict == "refuted"]
+
+
+def test_a_refuted_form_is_shown_where_it_is_wrong() -> None:
+    step = derive(Kernel("k", u**2, stable={"energy": 2 * u**2})).step("form.energy")
+    assert step.verdict == "refuted"
+    assert "the first side is" in step.note

@@ -91,7 +91,7 @@ def _interrupts(cell: Cell) -> Finding:
 def load_fake(spec: str) -> Any:
     if spec == "unknown":
         raise KernelError("unknown kernel 'unknown'")
-    return SimpleNamespace(name=Path(spec).stem)
+    return SimpleNamespace(name=Path(spec).stem, kernel=SimpleNamespace(expected_failures={}))
 
 
 def fake_page(subject: Any, settings: Settings) -> Mapping[str, Any]:

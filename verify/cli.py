@@ -406,7 +406,7 @@ def _plain_progress() -> tuple[Callable[[int], None], Callable[[Finding], None]]
     def planned(cells: int) -> None:
         nonlocal total
         total = cells
-        click.echo(f"verifying {cells} cells", err=True)
+        click.echo(f"verifying {cells} cell{'s' * (cells != 1)}", err=True)
 
     def settled(finding: Finding) -> None:
         nonlocal settled_cells, failed

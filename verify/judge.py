@@ -128,12 +128,12 @@ class Tally:
             return
         most = int(np.argmax(np.where(defined, error, -1)))
         if self.largest_at is None or error[most] > self.largest:
-            self.largest, self.largest_budget = float(error[most]), float(budget[most])
+            self.largest, self.largest_budget = _plain(error[most]), _plain(budget[most])
             self.largest_at = point(columns, most)
         index = int(np.argmax(ratio))
         if ratio[index] > self.closest:
             self.closest = float(ratio[index])
-            self.measured, self.budget = float(error[index]), float(budget[index])
+            self.measured, self.budget = _plain(error[index]), _plain(budget[index])
             self.worst = point(columns, index)
             if got is not None:
                 self.returned = float(got[index]).hex()
@@ -150,7 +150,7 @@ class Tally:
             reason = f"{self.failures} of {self.cases} points err by more than correct code can"
         elif self.open_points:
             status = "undecided"
-            reason = f"{self.open_points} of {self.cases} points have no finite budget or no settled truth"
+            reason = f"{self.open_points} of {self.cases} points without a finite budget or a settled truth"
         elif not self.cases:
             status, reason = "undecided", "no point had a defined truth"
         if reason and note:
@@ -175,6 +175,11 @@ class Tally:
             expected=self.expected if status != "undecided" else None,
             reason=reason,
         )
+
+
+def _plain(ulps: np.longdouble) -> float:
+    """As float64, in which a finite number stays finite: next to a truth near 0 there are errors of 10⁴⁰⁰ ulps."""
+    return float(ulps if np.isinf(ulps) else min(ulps, np.longdouble(np.finfo(np.float64).max)))
 
 
 def point(columns: Mapping[str, NDArray[Any]], index: int) -> dict[str, str]:

@@ -203,6 +203,10 @@ class Rounded:
         single = (self.low == self.high) & (other.low == other.high)
         return Truth(single & (self.low == other.low), (self.high < other.low) | (self.low > other.high))
 
+    def __ne__(self, other: object) -> Truth:  # type: ignore[override]
+        equal = self == other
+        return Truth(equal.no, equal.yes)
+
     __hash__ = None  # type: ignore[assignment]
 
     @property

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
+from difflib import get_close_matches
 
 from derivations import KernelError
+from verify.checks.check import Check
 from verify.environment import default_jobs, environment, missing, primitive_tables
 from verify.finding import Cell, Finding, Report
 from verify.settings import Settings
+from verify.subject import Subject
 from verify.workers import WORKBENCH, Page, Task, Workbench, execute, reproduce, subject
 
 # A worker costs seconds to start; a plan with fewer quick tasks for each does not earn them. A slow one does.
@@ -46,7 +49,22 @@ def plan(specs: Iterable[str], settings: Settings, bench: Workbench = WORKBENCH)
             )
         origin[kernel.name] = spec
         planned += [(spec, cell) for check in chosen for cell in check.cells(kernel, settings)]
+        _require_known_failures(spec, kernel, checks)
     return planned
+
+
+def _require_known_failures(spec: str, kernel: Subject, checks: Mapping[str, Check]) -> None:
+    """What a kernel expects to fail must be something that is checked."""
+    for key in kernel.kernel.expected_failures:
+        check, _, function = key.partition("/")
+        if check not in checks:
+            near = get_close_matches(check, checks, n=3) or list(checks)
+            raise KernelError(f"{spec}: expected_failures {key!r}: unknown check: expected one of {', '.join(near)}")
+        known = dict.fromkeys(cell.function for cell in checks[check].cells(kernel, Settings()))
+        if function not in known:
+            raise KernelError(
+                f"{spec}: expected_failures {key!r}: {check} has no such cell: expected one of {', '.join(known)}"
+            )
 
 
 def run(

@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
+from verify.checks.check import expected
 from verify.finding import Cell, Finding
 from verify.settings import Settings
 
@@ -86,7 +87,7 @@ def perform(task: Task, settings: Settings, bench: Workbench) -> Finding | Page:
             raise TypeError(f"expected a Finding on {task.cell}, got {finding!r}")
         if finding.status == "passed" and not _within_budget(finding):
             raise ValueError(f"passed with {finding.measured} measured and {finding.budget} allowed")
-        finding = Finding.from_dict(_through_json(finding.as_dict()))
+        finding = expected(subject(bench, task.spec), Finding.from_dict(_through_json(finding.as_dict())))
     except Exception as error:  # whatever a check raises is a finding about it
         return crashed(task, settings, f"{type(error).__name__}: {error}")
     return finding if finding.reproduce else replace(finding, reproduce=reproduce(task.spec, finding.cell, settings))

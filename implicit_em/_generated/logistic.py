@@ -76,12 +76,12 @@ def activation_grad(z: Tensor, m: Tensor, alpha: Tensor) -> Tensor:
     t6 = t5 - 0.6931471805599453
     t7 = t0 - t6
     t8 = torch.sigmoid(t7)
-    t9 = t6 - t0
-    t10 = torch.sigmoid(t9)
-    t11 = t8 * t10
-    t12 = t11 * alpha
-    t13 = torch.tanh(t1)
-    t14 = t12 * t13
+    t9 = t8 * alpha
+    t10 = torch.tanh(t1)
+    t11 = t9 * t10
+    t12 = t6 - t0
+    t13 = torch.sigmoid(t12)
+    t14 = t11 * t13
     return t14
 
 

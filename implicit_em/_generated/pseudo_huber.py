@@ -25,11 +25,11 @@ FUNCTIONS = {
 def energy(z: Tensor, mu: Tensor, delta: Tensor) -> Tensor:
     """delta*u*ratio(u, delta + hypot(delta, u))"""
     u = z - mu
-    t1 = torch.hypot(delta, u)
-    t2 = delta + t1
-    t3 = u / t2
-    t4 = u * t3
-    t5 = t4 * delta
+    t1 = u * delta
+    t2 = torch.hypot(delta, u)
+    t3 = delta + t2
+    t4 = u / t3
+    t5 = t1 * t4
     return t5
 
 
@@ -88,26 +88,26 @@ def activation_grad(z: Tensor, m: Tensor, delta: Tensor) -> Tensor:
     t19 = 4.0 * t18
     t20 = torch.where(t1, t8, t19)
     t21 = 0.5 * t20
-    t22 = m - z
-    t23 = -t22
-    t24 = torch.hypot(delta, t23)
-    t25 = 0.5 * t24
-    t26 = m + z
-    t27 = torch.hypot(delta, t26)
-    t28 = 0.5 * t27
-    t29 = t25 + t28
-    t30 = z / t29
-    t31 = torch.abs(t30)
-    t32 = t31 * delta
-    t33 = t32 * m
-    t34 = -2.0 * t33
-    t35 = torch.exp(t34)
-    t36 = t35 + 1.0
-    t37 = t35 / t36
-    t38 = t37 / t36
-    t39 = 4.0 * t38
-    t40 = t21 * t39
-    t41 = t40 * delta
+    t22 = t21 * delta
+    t23 = m - z
+    t24 = -t23
+    t25 = torch.hypot(delta, t24)
+    t26 = 0.5 * t25
+    t27 = m + z
+    t28 = torch.hypot(delta, t27)
+    t29 = 0.5 * t28
+    t30 = t26 + t29
+    t31 = z / t30
+    t32 = torch.abs(t31)
+    t33 = t32 * delta
+    t34 = t33 * m
+    t35 = -2.0 * t34
+    t36 = torch.exp(t35)
+    t37 = t36 + 1.0
+    t38 = t36 / t37
+    t39 = t38 / t37
+    t40 = 4.0 * t39
+    t41 = t22 * t40
     return t41
 
 

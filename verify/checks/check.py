@@ -64,8 +64,8 @@ def advice(cell: Cell) -> str:
 
 
 def expected(subject: Subject, finding: Finding) -> Finding:
-    """A failure that the kernel declares, with its reason, as an expected one."""
+    """What the kernel declares to fail, or to stay undecided, with its reason; it is no pass."""
     reason = subject.kernel.expected_failures.get(f"{finding.cell.check}/{finding.cell.function}")
-    if finding.status != "failed" or reason is None:
+    if finding.status not in ("failed", "undecided") or reason is None:
         return finding
     return replace(finding, status="expected_failure", reason=f"{reason} ({finding.reason})")

@@ -52,8 +52,19 @@ def finding_of(cell: Cell, steps: Sequence[Step]) -> Finding:
         points,
         unit="point",
         reason=f"{len(open_steps)} of {len(steps)} steps: {worst.identifier} is {worst.verdict}"
-        f" (symbolic {worst.symbolic}, enclosures {worst.enclosure})",
+        f" (symbolic {worst.symbolic}, enclosures {worst.enclosure}); {_advice(worst)}",
     )
+
+
+def _advice(step: Step) -> str:
+    if step.verdict == "refuted":
+        return step.note or "one of its sides is wrong"
+    if step.enclosure == "holds":
+        return (
+            "no counterexample, and no proof: give regions=, write the form in another way,"
+            ' or declare "derivation/steps" in expected_failures'
+        )
+    return "the enclosures stay wide at too many points"
 
 
 CHECKS = (

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from derivations import LOCATION
-from verify.checks.check import Check, numeric_cells
+from verify.checks.check import Check, advice, numeric_cells
 from verify.finding import Cell, Finding
 from verify.formats import format_of
 from verify.judge import cell_seed, point
@@ -124,7 +124,7 @@ def _allowed(
     if bad:
         return Finding(cell, "failed", "sampled", cases, worst=where, reason=f"{bad} of {cases}: {complaint}")
     if unknown:
-        reason = f"{unknown} points have no finite budget"
+        reason = f"{unknown} points without a finite budget: {advice(cell)}"
         return Finding(cell, "undecided", "sampled", cases, worst=open_at, reason=reason)
     return Finding(cell, "passed", "sampled", cases)
 
