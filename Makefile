@@ -27,5 +27,5 @@ $(STAMP): requirements.lock pyproject.toml
 	test -d .venv || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --requirement requirements.lock
 	$(BIN)/pip install --quiet --no-deps --editable .
-	$(BIN)/implicit-em primitives --backend eager --missing  # minutes on a processor nobody has measured, else nothing
+	$(BIN)/implicit-em primitives --missing  # minutes on a processor nobody has measured, else nothing
 	touch $@

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from sympy import (
     Abs,
@@ -362,14 +362,43 @@ def _monotonicity(kernel: Kernel, forms: dict[str, tuple[tuple[Symbol, ...], Exp
                 assumptions="s, t > 0",
                 rule="both hypotheses have the same influence there",
             )
+        yield from _support(kernel, slope, flat)
         return
     for index, turn in enumerate(turning_points(kernel)):
         yield prove(
             f"turns.{index}",
             f"a′ = 0 at z = {turn}: a rises to there, then falls",
-            derivative(half_difference(kernel, "locations"), z).subs(z, turn),
+            slope.subs(z, turn),
             Integer(0),
             rule="root of ψ(z + m) = ψ(z − m)",
+        )
+        share = Symbol("s", positive=True)
+        for side, sign_there, place in (
+            (1, "rises before", turn / (1 + share)),
+            (-1, "falls after", turn * (1 + share)),
+        ):
+            yield prove_sign(
+                f"turns.{index}.{'before' if side > 0 else 'after'}",
+                f"a {sign_there} z = {turn}",
+                side * lowest_terms(simplify(slope.subs(z, place))),
+                ">",
+                assumptions=f"z = {place}, s > 0",
+                rule="a′ = sech²T·T′ has the sign of T′",
+            )
+
+
+def _support(kernel: Kernel, slope: Expr, flat: Sequence[Region]) -> Iterator[Step]:
+    """Where both hypotheses differ in influence, a rises: so the set where a′ = 0 is exactly the one shown."""
+    rising = [region for region in default_regions(kernel.regions) if region not in flat]
+    for index, region in enumerate(rising[: len(rising) // 2]):
+        place = ", ".join(f"{symbol} = {value}" for symbol, value in region.items())
+        yield prove_sign(
+            f"rises.{index}",
+            f"a′ > 0 where {place}, and at its mirror image",
+            within(slope, region),
+            ">",
+            assumptions="all symbols positive",
+            rule="a′ = sech²T·T′ has the sign of T′",
         )
 
 

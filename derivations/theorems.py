@@ -150,6 +150,7 @@ def prove_theorems() -> tuple[Step, ...]:
         *(_prove(theorem) for theorem in THEOREMS),
         _posterior_mean(),
         _unequal_weights(),
+        _bounded(),
         _square_of_a_difference(),
         *_atom_steps(),
     )
@@ -249,6 +250,20 @@ def _unequal_weights() -> Step:
         tanh((minus - plus) / 2 + log(one / other) / 2),
         assumptions="d₊, d₋ real, π± > 0",
         rule="a weight is an energy of −log π",
+    )
+
+
+def _bounded() -> Step:
+    """|E[s]| < 1: what is left of 1 is four times the product of the responsibilities, and they are positive."""
+    plus, minus = symbols("d_plus d_minus", real=True)
+    total = exp(-plus) + exp(-minus)
+    return prove(
+        "theorem.bounded",
+        "1 − E[s]² = 4 r₊r₋, which is positive: |E[s]| < 1",
+        1 - ((exp(-plus) - exp(-minus)) / total) ** 2,
+        4 * exp(-plus) * exp(-minus) / total**2,
+        assumptions="d₊, d₋ real",
+        rule="(a + b)² − (a − b)² = 4ab, and exponentials are positive",
     )
 
 

@@ -16,6 +16,8 @@ def responsibilities(
     energies: Float[Tensor, "*batch component"],
     mixing_logits: Float[Tensor, "*#batch component"] | None = None,
     dim: int = -1,
+    *,
+    compensated: bool = False,
 ) -> Float[Tensor, "*batch component"]:
     """Posterior probability of each component, r_k = π_k exp(−d_k) / Σ_j π_j exp(−d_j).
 
@@ -25,6 +27,9 @@ def responsibilities(
             where None. One axis is [component]; more axes broadcast against `energies`, with the component
             axis where `energies` has it, counted from the right.
         dim: the component axis of `energies`.
+        compensated: whether to carry what rounding takes from d − min d into the weights. Responsibilities of
+            e^{−86} then err by a few ulps in float32, where softmax errs by dozens; at the price of some
+            operations (decision page 0017).
     Returns:
         Dimensionless, sums to 1 over components, in the dtype of `energies`; float16 and bfloat16 are
         computed in float32 and rounded once. One component gives exactly 1; equal scores give equal values.
@@ -38,6 +43,10 @@ def responsibilities(
     Source: Bishop (2006), section 9.2.
     """
     axis = _component_axis(energies, dim)
+    if compensated:
+        weights, _ = _compensated_weights(energies, mixing_logits, axis)
+        # In float64 neither the sum nor the quotient adds to the error.
+        return (weights / weights.sum(axis, keepdim=True, dtype=torch.float64)).to(energies.dtype)
     if mixing_logits is None:
         return torch.softmax(-energies, axis)
     scores, _ = _centered_scores(energies, mixing_logits, axis)
@@ -48,6 +57,8 @@ def log_partition(
     energies: Float[Tensor, "*batch component"],
     mixing_logits: Float[Tensor, "*#batch component"] | None = None,
     dim: int = -1,
+    *,
+    compensated: bool = False,
 ) -> Float[Tensor, "*batch"]:
     """L = log Σ_k π_k exp(−d_k), with ∂L/∂d_k = −r_k; log Σ_k exp(−d_k) where `mixing_logits` is None.
 
@@ -57,6 +68,7 @@ def log_partition(
         energies: d_k(x) in nats; finite or +inf.
         mixing_logits: as in `responsibilities`.
         dim: the component axis of `energies`.
+        compensated: as in `responsibilities`; what it improves here is the gradient.
     Returns:
         Nats, without the component axis, in the dtype of `energies`; float16 and bfloat16 are computed in
         float32 and rounded once. One component gives exactly −d. A row where every component has d_k = +inf
@@ -67,6 +79,12 @@ def log_partition(
     Source: Bishop (2006), section 9.2; the gradient: Neal and Hinton (1998).
     """
     axis = _component_axis(energies, dim)
+    if compensated:
+        weights, shift = _compensated_weights(energies, mixing_logits, axis)
+        total = weights.sum(axis, dtype=torch.float64).log() - shift.squeeze(axis)
+        if mixing_logits is not None:
+            total = total - torch.logsumexp(_laid_out(mixing_logits, energies, axis).to(total.dtype), axis)
+        return total.to(energies.dtype)
     scores, shift = _centered_scores(energies, mixing_logits, axis)
     return (torch.logsumexp(scores, axis) - shift.squeeze(axis)).to(energies.dtype)
 
@@ -78,6 +96,7 @@ def posterior_mean(
     dim: int = -1,
     *,
     feature_dims: int | None = None,
+    compensated: bool = False,
 ) -> Float[Tensor, "*batch *feature"]:
     """Σ_k r_k v_k: the mean of `values` under the posterior over components.
 
@@ -92,6 +111,7 @@ def posterior_mean(
         dim: the component axis of `energies`.
         feature_dims: the number of feature axes of `values`, given where points have values of their own.
             Never guessed: shapes alone read differently once a batch has as many points as components.
+        compensated: as in `responsibilities`.
     Returns:
         The unit of `values`; the batch axes of `energies`, then the features. In the dtype to which those of
         `energies` and `values` promote.
@@ -101,7 +121,7 @@ def posterior_mean(
     Source: Bishop (2006), section 9.2.
     """
     axis = _component_axis(energies, dim)
-    weights = responsibilities(energies, mixing_logits, axis).movedim(axis, -1)
+    weights = responsibilities(energies, mixing_logits, axis, compensated=compensated).movedim(axis, -1)
     if feature_dims is None:
         feature_dims = values.ndim - 1
         axis = -1
@@ -155,6 +175,35 @@ def _centered_scores(energies: Tensor, mixing_logits: Tensor | None, axis: int) 
     return log_weights - (energies - shift), shift
 
 
+def _compensated_weights(energies: Tensor, mixing_logits: Tensor | None, axis: int) -> tuple[Tensor, Tensor]:
+    """π exp(shift − d), unnormalized π, with the rounding errors of the exponent in the weight; and the shift.
+
+    An exponent near 86 is rounded by up to 4e-6 in float32, 32 ulps of its exponential. The error of a difference is
+    itself a number of the format: e^{s + δ} = e^s(1 + δ) to within δ², which is far below an ulp.
+    """
+    wide = energies.to(torch.promote_types(energies.dtype, torch.float32))
+    logits = None if mixing_logits is None else _laid_out(mixing_logits, energies, axis).to(wide.dtype)
+    scores = wide if logits is None else wide - logits
+    shift = _finite(scores.detach().amin(axis, keepdim=True))
+    gap, lost = _difference(wide, shift)
+    exponent = -gap
+    if logits is not None:
+        exponent, more = _difference(logits, gap)
+        lost = lost - more
+    weights = exponent.exp()
+    # Not weights·(1 − lost): 1 − lost would be rounded too.
+    return weights - weights * lost, shift
+
+
+def _difference(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """a − b rounded, and what rounding took: their sum is exact. 0 where a or b is infinite. Source: Knuth (1969)."""
+    rounded = a - b
+    with torch.no_grad():
+        back = rounded - a
+        lost = (a - (rounded - back)) - (b + back)
+    return rounded, lost.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+
+
 def _finite(shift: Tensor) -> Tensor:
     """0 where no component is possible: there inf − inf would hide that the log-partition is −inf."""
     return shift.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
@@ -162,6 +211,11 @@ def _finite(shift: Tensor) -> Tensor:
 
 def _log_weights(mixing_logits: Tensor, energies: Tensor, axis: int) -> Tensor:
     """log π, normalized once in the precision of the logits, laid out along `axis` of the energies."""
+    return torch.log_softmax(_laid_out(mixing_logits, energies, axis), axis).to(energies.dtype)
+
+
+def _laid_out(mixing_logits: Tensor, energies: Tensor, axis: int) -> Tensor:
+    """The logits along `axis` of the energies."""
     if not mixing_logits.is_floating_point():
         raise TypeError(f"expected floating-point mixing_logits, got {mixing_logits.dtype}")
     given, wanted = tuple(mixing_logits.shape), tuple(energies.shape)
@@ -172,7 +226,7 @@ def _log_weights(mixing_logits: Tensor, energies: Tensor, axis: int) -> Tensor:
         raise ValueError(f"expected {wanted[axis]} components, got mixing_logits of shape {given}")
     if not _broadcast(logits.shape, energies.shape):
         raise ValueError(f"expected mixing_logits that broadcast to energies {wanted}, got shape {given}")
-    return torch.log_softmax(logits, axis).to(energies.dtype)
+    return logits
 
 
 def _broadcast(one: torch.Size, other: torch.Size) -> bool:

@@ -123,7 +123,7 @@ def test_the_exit_status_says_what_came_out(
 
 
 def test_an_interrupted_run_is_resumed(fake_run: object, in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["verify", "gaussian", "--jobs", "1", "--report", "out"]
+    arguments = ["verify", "gaussian", "--jobs", "1", "--report", "out", "--profile", "quick"]
     fake_run(fakes.interrupting)  # type: ignore[operator]
     assert main(arguments) == INTERRUPTED
     kept = Path("out/findings.jsonl").read_text().splitlines()

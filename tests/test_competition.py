@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import flint
+import numpy as np
 import pytest
 import torch
 from flint import arb
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from implicit_em import log_partition, posterior_mean, responsibilities
+from verify.formats import format_of
+from verify.reductions import true_responsibilities
 
 INF = float("inf")
 ROUNDOFF = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
@@ -349,3 +352,73 @@ class TestPosteriorMean:
         logits = torch.randn(4, dtype=torch.float64, requires_grad=True)
         assert torch.autograd.gradcheck(posterior_mean, (energies, values, logits))
         assert torch.autograd.gradgradcheck(posterior_mean, (energies, values, logits))
+
+
+class TestTheCompensatedPath:
+    """`compensated=True` puts back what the exponent's rounding took; `verify --check responsibilities` judges it."""
+
+    @pytest.mark.parametrize("count", [2, 8, 64, 1000, 4096])
+    def test_it_errs_by_less_than_four_ulps_where_softmax_errs_by_dozens(self, count: int) -> None:
+        fmt = format_of("float32")
+        rng = np.random.default_rng(count)
+        energies = rng.uniform(0, 86, (max(1, 8000 // count), count)).astype(np.float32)
+        energies[:, 0] = rng.uniform(0, 1, len(energies))
+        exact = true_responsibilities(energies.astype(np.longdouble), fmt)
+
+        def worst(compensated: bool) -> tuple[float, float]:
+            leaf = torch.from_numpy(energies).requires_grad_()
+            shares = responsibilities(leaf, compensated=compensated)
+            (slope,) = torch.autograd.grad(log_partition(leaf, compensated=compensated).sum(), leaf)
+            found = (shares.detach().numpy(), -slope.numpy())
+            return tuple(float(exact.ulp_error(got, fmt).max()) for got in found)  # type: ignore[return-value]
+
+        assert min(worst(compensated=False)) > 20
+        assert max(worst(compensated=True)) <= 4
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+    def test_mixing_logits_are_compensated_too(self, dtype: torch.dtype) -> None:
+        generator = torch.Generator().manual_seed(0)
+        energies = 60 * torch.rand(50, 6, generator=generator, dtype=dtype)
+        logits = 5 * torch.randn(6, generator=generator, dtype=dtype)
+        got = responsibilities(energies, logits, compensated=True)
+        for row, found in zip(energies.tolist(), got.tolist(), strict=True):
+            exact, _ = truth(row, logits.tolist())
+            for right, returned in zip(exact, found, strict=True):
+                # A few roundings, none of which grows with the energies or the logits.
+                assert abs(arb(returned) / right - 1) < 8 * ROUNDOFF[dtype]
+
+    def test_it_keeps_the_rules_of_the_plain_path(self) -> None:
+        rows = torch.tensor([[INF, 1.0], [2.0, 2.0], [-1e30, 1e30], [3.0, INF]], dtype=torch.float64)
+        assert torch.equal(responsibilities(rows, compensated=True), responsibilities(rows))
+        impossible = torch.tensor([[INF, INF]])
+        assert responsibilities(impossible, compensated=True).isnan().all()
+        assert log_partition(impossible, compensated=True).item() == -INF
+        switched_off = torch.tensor([0.0, -INF])
+        assert responsibilities(torch.zeros(1, 2), switched_off, compensated=True).tolist() == [[1.0, 0.0]]
+        assert responsibilities(torch.tensor([[7.0]]), compensated=True).tolist() == [[1.0]]
+
+    def test_it_is_differentiable_twice(self) -> None:
+        energies = torch.tensor([0.3, 1.7, 4.0], dtype=torch.float64, requires_grad=True)
+        logits = torch.tensor([0.1, -0.4, 0.2], dtype=torch.float64, requires_grad=True)
+
+        def both(d: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+            return log_partition(d, w, compensated=True), responsibilities(d, w, compensated=True)
+
+        assert torch.autograd.gradcheck(both, (energies, logits))
+        hessian = torch.func.hessian(lambda d: log_partition(d, compensated=True))(energies.detach())
+        r = responsibilities(energies.detach())
+        torch.testing.assert_close(hessian, torch.diag(r) - torch.outer(r, r), rtol=1e-14, atol=1e-15)
+
+    def test_a_posterior_mean_takes_it_on(self) -> None:
+        energies = torch.tensor([[0.0, 80.3]])
+        values = torch.tensor([0.0, 1.0])
+        got = posterior_mean(energies, values, compensated=True)
+        assert torch.equal(got, responsibilities(energies, compensated=True)[..., 1])
+
+    def test_a_compiler_does_not_undo_it(self) -> None:
+        generator = torch.Generator().manual_seed(1)
+        energies = 86 * torch.rand(64, 8, generator=generator)
+        compiled = torch.compile(lambda d: responsibilities(d, compensated=True), fullgraph=True)(energies)
+        fmt = format_of("float32")
+        exact = true_responsibilities(energies.numpy().astype(np.longdouble), fmt)
+        assert float(exact.ulp_error(compiled.numpy(), fmt).max()) <= 4

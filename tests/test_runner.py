@@ -212,7 +212,7 @@ def test_what_is_done_is_not_run_again() -> None:
 
 
 def test_a_backend_that_is_not_there_is_counted_as_not_run() -> None:
-    settings = Settings(dtypes=("float32",), backends=("eager", "triton"))
+    settings = Settings(dtypes=("float32",), devices=("cpu",), backends=("eager", "triton"))
     report = run(["gaussian"], settings, jobs=1, bench=bench(honest))
     eager, triton = report.findings
     assert eager.status == "passed"
@@ -227,7 +227,7 @@ def test_the_plan_refuses_two_kernels_of_one_name() -> None:
 
 
 def test_only_the_chosen_checks_are_planned() -> None:
-    settings = Settings(dtypes=("float32",), checks=("fails",))
+    settings = Settings(profile="quick", dtypes=("float32",), checks=("fails",))
     assert [cell.check for _, cell in plan(["huber"], settings, bench(mixed))] == ["fails"]
 
 
@@ -270,8 +270,13 @@ def test_no_worker_repeats_a_derivation_unless_the_one_that_had_it_died() -> Non
 
 def test_reproduce_leaves_out_what_is_the_default() -> None:
     cell = Cell("posterior_mean.accuracy", "student_t", "activation", "float32")
+    assert reproduce("student_t", cell, Settings(profile="quick")) == (
+        "implicit-em verify student_t --check posterior_mean.accuracy --dtype float32 --profile quick --seed 0"
+    )
+    # The standard profile runs both backends, and plans for both devices: which one it was must be said.
     assert reproduce("student_t", cell, Settings()) == (
-        "implicit-em verify student_t --check posterior_mean.accuracy --dtype float32 --seed 0"
+        "implicit-em verify student_t --check posterior_mean.accuracy --dtype float32"
+        " --device cpu --backend eager --seed 0"
     )
     proof = Cell("form", "k", "energy", "exact", "any", "symbolic")
     assert (

@@ -168,9 +168,9 @@ def _backends() -> Iterable[str]:
 
 
 dtype_option = _names_option(
-    "--dtype", _dtypes, "float64, float32, bfloat16 or float16; the first two by default.", metavar="DTYPE"
+    "--dtype", _dtypes, "float64, float32, bfloat16 or float16; quick: the first two.", metavar="DTYPE"
 )
-device_option = _names_option("--device", _devices, "cpu or cuda.", metavar="DEVICE")
+device_option = _names_option("--device", _devices, "cpu or cuda; quick: cpu.", metavar="DEVICE")
 seed_option = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of all samples.")
 
 
@@ -254,7 +254,7 @@ def _check_names(chosen: Sequence[str]) -> tuple[str, ...] | None:
 @click.option("--profile", type=click.Choice(PROFILES), default="standard", show_default=True, help="How hard to try.")
 @dtype_option
 @device_option
-@_names_option("--backend", _backends, "eager, compile or triton.", metavar="BACKEND")
+@_names_option("--backend", _backends, "eager, compile or triton; quick: eager.", metavar="BACKEND")
 @click.option("--check", "checks", multiple=True, metavar="CHECK", help="Only this check, or all of one property.")
 @seed_option
 @click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="Processes; as many as processors by default.")
@@ -288,9 +288,9 @@ def verify(
     settings = Settings(
         profile=profile,
         seed=seed,
-        dtypes=dtype or Settings.dtypes,
-        devices=device or Settings.devices,
-        backends=backend or Settings.backends,
+        dtypes=dtype,
+        devices=device,
+        backends=backend,
         checks=_check_names(checks),
     )
     for directory in filter(None, (report_path, json_path and json_path.parent)):

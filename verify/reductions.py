@@ -13,9 +13,11 @@ import flint
 import numpy as np
 from flint import arb
 
-from verify.formats import Format
+from verify.formats import FORMATS, Format
 from verify.oracle import GUARD_BITS, MOST_BITS, Enclosures, Long, pack
 from verify.rounded import Rounded
+
+LONG = np.finfo(np.longdouble)
 
 
 def sum_in_any_order(terms: Rounded, axis: int = -1) -> Rounded:
@@ -53,6 +55,26 @@ def responsibilities_budget(energies: Rounded) -> Rounded:
         result = weights * (1.0 / total)
         one = np.minimum(result.high, 1 + 4 * arithmetic.fmt.unit_roundoff)
         return Rounded(arithmetic, result.low, one)
+
+
+def compensated_budget(energies: Rounded) -> Rounded:
+    """All results of `responsibilities(…, compensated=True)` over the last axis.
+
+    The exponent's rounding error δ is put back as e^s(1 + δ): what is left of it is δ²/2. The sum and the quotient are
+    formed in float64 and rounded once.
+    """
+    arithmetic = energies.arithmetic
+    with np.errstate(all="ignore"):
+        least = smallest(energies)
+        gap = [np.minimum(0, least.low[..., None] - energies.high), np.minimum(0, least.high[..., None] - energies.low)]
+        slip = np.square(np.where(np.isfinite(gap[0]), gap[0], 0) * arithmetic.fmt.unit_roundoff) + 4 * LONG.eps
+        low, high = arithmetic.widen("exp", np.exp(gap[0]) * (1 - slip), np.exp(gap[1]) * (1 + slip))
+        weights = Rounded(arithmetic, *arithmetic.widen("sub", low, high))
+        spread = (weights.low.shape[-1] + 2) * FORMATS["float64"].unit_roundoff
+        total = [weights.low.sum(-1)[..., None] * (1 - spread), weights.high.sum(-1)[..., None] * (1 + spread)]
+        # A weight is part of the total: where it is large, so is the total.
+        result = arithmetic.widen("div", weights.low / total[1] * (1 - spread), weights.high / total[0] * (1 + spread))
+        return Rounded(arithmetic, result[0], np.minimum(result[1], 1 + 4 * arithmetic.fmt.unit_roundoff))
 
 
 def log_partition_budget(energies: Rounded) -> Rounded:

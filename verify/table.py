@@ -50,7 +50,7 @@ def summary(report: Report, written: Sequence[str] = ()) -> Iterator[RenderableT
     yield from _skipped(report)
     yield ""
     yield _verdict(report)
-    yield _rests_on(report)
+    yield from _rests_on(report)
     yield _run(report)
     for path in written:
         yield Text(f"  {path}", style="dim")
@@ -184,7 +184,7 @@ def _verdict(report: Report) -> Text:
     return Text(f"{mark} {headline(total)}", style=style)
 
 
-def _rests_on(report: Report) -> Text:
+def _rests_on(report: Report) -> Iterator[Text]:
     total = Tally.of(report.findings)
     counts = [(total.passed_on(basis), basis) for basis in BASES]
     said = [f"{amount(value)} {basis}" for value, basis in counts if value]
@@ -192,7 +192,7 @@ def _rests_on(report: Report) -> Text:
         said.append(plural(failures, WORDS["expected_failure"]))
     if skipped := total.count("not_run"):
         said.append(f"{amount(skipped)} {WORDS['not_run']}")
-    return Text("  " + " · ".join(said)) if said else Text("  nothing passed")
+    yield from _lines(said or ["nothing passed"], separator=" · ")
 
 
 def _run(report: Report) -> Text:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from verify.checks.check import expected
 from verify.finding import Cell, Finding
-from verify.settings import Settings
+from verify.settings import BACKENDS, DEVICES, Settings
 
 if TYPE_CHECKING:
     from verify.checks import Check
@@ -119,8 +119,9 @@ def reproduce(spec: str, cell: Cell, settings: Settings) -> str:
     words = ["implicit-em", "verify", spec, "--check", cell.check]
     if not cell.is_symbolic:
         words += ["--dtype", cell.dtype]
-        words += ["--device", cell.device] if cell.device != "cpu" else []
-        words += ["--backend", cell.backend] if cell.backend != "eager" else []
+        # What the profile asks for without being told need not be said.
+        words += ["--device", cell.device] if DEVICES[settings.profile] != (cell.device,) else []
+        words += ["--backend", cell.backend] if BACKENDS[settings.profile] != (cell.backend,) else []
     words += ["--profile", settings.profile] if settings.profile != Settings.profile else []
     return shlex.join([*words, "--seed", str(settings.seed)])
 

@@ -18,6 +18,7 @@ from verify.formats import Format, format_of, spacing
 from verify.judge import Tally, cell_seed
 from verify.oracle import Enclosures, Long
 from verify.reductions import (
+    compensated_budget,
     log_partition_budget,
     responsibilities_budget,
     sum_in_any_order,
@@ -48,6 +49,12 @@ def _responsibilities(row: Rows, tally: Tally, arithmetic: Arithmetic, fmt: Form
     got = responsibilities(fmt.tensor(row.energies))
     energies = row.energies.astype(np.longdouble)
     _flat(tally, row, got, true_responsibilities(energies, fmt), responsibilities_budget(arithmetic.point(energies)))
+
+
+def _compensated(row: Rows, tally: Tally, arithmetic: Arithmetic, fmt: Format) -> None:
+    got = responsibilities(fmt.tensor(row.energies), compensated=True)
+    energies = row.energies.astype(np.longdouble)
+    _flat(tally, row, got, true_responsibilities(energies, fmt), compensated_budget(arithmetic.point(energies)))
 
 
 def _log_partition(row: Rows, tally: Tally, arithmetic: Arithmetic, fmt: Format) -> None:
@@ -176,6 +183,7 @@ def _planner(check: str, function: str) -> Callable[[Subject, Settings], list[Ce
 
 _TABLE: tuple[tuple[str, str, str, Visit, int], ...] = (
     ("responsibilities.accuracy", "responsibilities", "softmax(−d) against its definition", _responsibilities, 1),
+    ("responsibilities.compensated", "responsibilities", "the same on the compensated path", _compensated, 1),
     ("log_partition.accuracy", "log_partition", "log Σ e^{−d} against its definition", _log_partition, 1),
     ("normalization", "responsibilities", "responsibilities sum to one", _normalization, 1),
     ("gradient_identity", "log_partition", "autograd's ∂L/∂d is −r", _gradient_identity, 1),
