@@ -140,9 +140,9 @@ def _dtypes() -> Iterable[str]:
 
 
 def _computing() -> Iterable[str]:
-    from verify.formats import FORMATS
+    from verify.formats import WIDE
 
-    return [name for name, fmt in FORMATS.items() if not fmt.is_narrow]
+    return WIDE
 
 
 def _measured_backends() -> Iterable[str]:

@@ -102,6 +102,11 @@ FORMATS: dict[str, Format] = {
 }
 
 
+# The formats in which functions are computed, and those that are computed in one of them and rounded once.
+WIDE = tuple(name for name, fmt in FORMATS.items() if not fmt.is_narrow)
+NARROW = tuple(name for name, fmt in FORMATS.items() if fmt.is_narrow)
+
+
 def format_of(name: str) -> Format:
     """The format called `name`.
 

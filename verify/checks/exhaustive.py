@@ -14,7 +14,7 @@ from derivations import Parameter
 from derivations.geometry import m
 from verify.checks.check import Check, numeric_cells
 from verify.finding import Cell, Finding
-from verify.formats import FORMATS, Format, format_of
+from verify.formats import NARROW, Format, format_of
 from verify.judge import Tally
 from verify.oracle import Oracle
 from verify.rounded import arithmetic_of, run
@@ -22,7 +22,6 @@ from verify.settings import Profile, Settings
 from verify.subject import Subject
 
 NAME = "exhaustive"
-NARROW = tuple(name for name, fmt in FORMATS.items() if fmt.is_narrow)
 # Factors on every default, m and μ included.
 SETTINGS: dict[Profile, tuple[float, ...]] = {
     "quick": (1.0,),

@@ -18,7 +18,7 @@ from derivations.enclosure import compile_enclosure
 from implicit_em import lifted_energy, log_partition, responsibilities
 from verify.checks.check import Check, numeric_cells
 from verify.finding import Cell, Finding
-from verify.formats import Format, format_of
+from verify.formats import WIDE, Format, format_of
 from verify.judge import Tally, cell_seed
 from verify.oracle import Enclosures, pack
 from verify.reductions import (
@@ -45,7 +45,7 @@ def _cells(subject: Subject, settings: Settings) -> list[Cell]:
         subject,
         [f"{lift}/{table}" for lift in lifts for table in TABLES],
         settings,
-        dtypes=("float64", "float32"),
+        dtypes=WIDE,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from verify.checks.check import Check, advice, numeric_cells
 from verify.finding import Cell, Finding
-from verify.formats import format_of
+from verify.formats import WIDE, format_of
 from verify.judge import Tally, cell_seed
 from verify.mixed import ULPS, mixed_budget, unavoidable
 from verify.oracle import Oracle
@@ -23,7 +23,7 @@ NAME = "stable_form"
 def _cells(subject: Subject, settings: Settings) -> list[Cell]:
     """Of the wide formats alone: 16 bits are computed in one of them."""
     names = (name for name in subject.forms if name not in subject.handwritten)
-    return numeric_cells(NAME, subject, names, settings, dtypes=("float64", "float32"))
+    return numeric_cells(NAME, subject, names, settings, dtypes=WIDE)
 
 
 def _run(subject: Subject, cell: Cell, settings: Settings) -> Finding:

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from derivations import LOCATION, KernelError, Parameter, kernel_names, load_kernel
 from derivations.geometry import m, mu
-from verify.formats import FORMATS, Format
+from verify.formats import NARROW, Format
 from verify.subject import Subject
 
 BLOCK = 1 << 16  # neighbouring patterns of which the worst is kept
-DTYPES = ("float32", *(name for name, fmt in FORMATS.items() if fmt.is_narrow))
+DTYPES = ("float32", *NARROW)
 
 
 @dataclass(frozen=True)
