@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -121,8 +122,7 @@ def _judged(subject: Subject, cell: Cell, sweep: Sweep, oracle: Oracle, progress
     blocks = np.arange(space.blocks, dtype=np.int64)
     columns = space.at(blocks, progress.places)
     judged = np.isfinite(columns[space.swept[0]])
-    # Beyond the finite numbers the truth is no enclosure: there the reference has the last word.
-    astray = ~judged & (progress.errors > 0)
+    astray = ~judged & (progress.errors > 0) & ~_may_be(subject, cell, sweep, columns)
     columns = {name: column[judged] for name, column in columns.items()}
     got = sweep.results(columns)
     truth: Enclosures = oracle(*columns.values())
@@ -141,6 +141,16 @@ def _judged(subject: Subject, cell: Cell, sweep: Sweep, oracle: Oracle, progress
         return finding
     # Of what holds, the largest error is what a user asks for, and not the one that is closest to its budget.
     return replace(finding, measured=tally.largest, budget=tally.largest_budget, worst=tally.largest_at, returned=None)
+
+
+def _may_be(subject: Subject, cell: Cell, sweep: Sweep, columns: dict[str, NDArray[Any]]) -> NDArray[np.bool_]:
+    """Whether correct code can return what is returned; asked at ±∞, where the truth has no enclosure."""
+    got = sweep.results(columns)
+    arithmetic = arithmetic_of(cell.dtype, cell.device, cell.backend)
+    with np.errstate(all="ignore"):
+        allowed = run(subject.program(cell.function), [arithmetic.point(column) for column in columns.values()])
+        low, high = (sweep.space.fmt.rounded(end) for end in (allowed.low, allowed.high))
+        return np.asarray((got >= low) & (got <= high))
 
 
 def _places(space: Space, blocks: NDArray[np.int64], places: NDArray[np.int64]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from verify.finding import Finding, Report
-from verify.report.notation import MARKS, amount, number, worst_input
+from verify.report.notation import MARKS, amount, number, short, worst_input
 from verify.report.tally import Tally, headline
 from verify.table import describe
 
@@ -53,18 +53,31 @@ def exhaust_table(findings: Sequence[Finding]) -> Iterator[RenderableType]:
 
 
 def markdown_table(report: Report) -> str:
-    """One row for each sweep: the worst error, its input, the budget there, the basis."""
+    """A page: for each sweep the worst error, its input, the budget there, the basis; and what it was measured on."""
     about = report.environment
-    rows = [
-        "| function | dtype | backend | worst error (ulp) | budget there | at | basis |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for finding in report.findings:
         cell = finding.cell
-        where = ", ".join(f"{name} = `{value}`" for name, value in (finding.worst or {}).items())
-        basis = f"{finding.basis}, {finding.cases:,}" if finding.status == "passed" else finding.status
+        where = ", ".join(f"{name} = `{short(value)}`" for name, value in (finding.worst or {}).items())
+        basis = (
+            f"{finding.basis}, {finding.cases:,}" if finding.status == "passed" else finding.status.replace("_", " ")
+        )
         rows.append(
             f"| {cell.kernel}.{cell.function} | {cell.dtype} | {cell.backend} | {number(finding.largest)} "
             f"| {number(finding.budget)} | {where} | {basis} |"
         )
-    return "\n".join([*rows, "", f"torch {about['torch']}, {about['cpu']}, seed {about['seed']}."])
+    return "\n".join(
+        [
+            "# The worst errors there are",
+            "",
+            "Every input of the format was tried, in the coordinate that comes first; the other arguments stand at",
+            "the values shown. Errors are in ulps, judged against enclosures at the inputs shown. The budget is what",
+            "correct code may err there. What a sweep rests on: [0016](decisions/0016-exhaustive-sweeps.md).",
+            "",
+            "| function | dtype | backend | worst error | budget | at | basis |",
+            "|---|---|---|---|---|---|---|",
+            *rows,
+            "",
+            f"torch {about['torch']}, {about['cpu']}, seed {about['seed']}.",
+        ]
+    )

@@ -59,10 +59,10 @@ def duration(seconds: float) -> str:
 
 def worst_input(finding: Finding) -> list[str]:
     """Each argument of the worst input, exact in hexadecimal and, for reading, in decimal."""
-    return [f"{name} = {_short(text)}{_decimal(text)}" for name, text in (finding.worst or {}).items()]
+    return [f"{name} = {short(text)}{_decimal(text)}" for name, text in (finding.worst or {}).items()]
 
 
-def _short(text: str) -> str:
+def short(text: str) -> str:
     """0x1.8p+1 for 0x1.8000000000000p+1."""
     return re.sub(r"\.?0+p", "p", text) if "." in text else text
 
@@ -97,7 +97,7 @@ def outcome(finding: Finding) -> str:
     """What the code gave at the worst input, beside what it should have: "returned nan, expected 0x1p+0 (1)"."""
     if finding.returned is None or finding.expected is None:
         return ""
-    given, right = (f"{_short(text)}{_decimal(text)}" for text in (finding.returned, finding.expected))
+    given, right = (f"{short(text)}{_decimal(text)}" for text in (finding.returned, finding.expected))
     return f"returned {given}, expected {right}"
 
 
