@@ -6,6 +6,9 @@ forms fit for floating point come from `stable.py` and are proved equal in `proo
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from sympy import (
     Abs,
     Add,
@@ -99,7 +102,7 @@ def curvature(kernel: Kernel) -> Expr:
 
 def irls_weight(kernel: Kernel) -> Expr:
     """w(u) = ψ(u)/u, the weight of iteratively reweighted least squares."""
-    if kernel.energy.has(Abs) and not kernel.energy.has(Piecewise):
+    if kernel.energy.has(Abs) and not kernel.energy.has(Piecewise) and kernel.is_even:
         # An even function: from the half-line, where SymPy makes no root of a negative u.
         half_line = Symbol("half_line", positive=True)
         return simplify(influence(kernel).subs(u, half_line) / half_line).subs(half_line, Abs(u))
@@ -129,25 +132,18 @@ def limit_at_infinity(kernel: Kernel) -> Expr | None:
 
 
 def normalizer(kernel: Kernel) -> Expr | None:
-    """Z(θ) = ∫ e^{−d} du over the real line; ∞ where it diverges, None where SymPy finds no closed form, or stumbles.
+    """Z(θ) = ∫ e^{−d} du over the real line; ∞ where it diverges, None where SymPy finds no closed form.
 
     An even integrand is integrated over u > 0 and doubled, case by case, after the kernel's own change of
     variables where it names one.
     """
     if kernel.geometry is not LOCATION:
         return None
-    try:
-        return _normalizer(kernel)
-    except (AttributeError, NotImplementedError, TypeError, ValueError):  # SymPy's integrator has gaps of all kinds
-        return None
-
-
-def _normalizer(kernel: Kernel) -> Expr | None:
     definition = expand_atoms(kernel.energy)
-    if not definition.has(Piecewise, Abs) and any(limit(definition, u, end).is_finite for end in (oo, -oo)):
+    if not definition.has(Piecewise, Abs) and any(_asked(limit, definition, u, end).is_finite for end in (oo, -oo)):
         return oo  # e^{−d} does not fall to 0
     if not kernel.is_even:
-        return _closed(integrate(exp(-definition), (u, -oo, oo)))
+        return _closed(_asked(integrate, exp(-definition), (u, -oo, oo)))
     half = Symbol("t", positive=True)
     density = exp(-definition.subs(u, half))
     if kernel.normalizer_map is not None:
@@ -157,6 +153,14 @@ def _normalizer(kernel: Kernel) -> Expr | None:
         return _closed(2 * _integral(moved, variable, low, high))
     cases = _cases(density.replace(exp, _as_power), half)
     return _closed(2 * Add(*(_integral(value, half, low, high) for value, low, high in cases)))
+
+
+def _asked(method: Callable[..., Expr], *arguments: Any) -> Expr:
+    """SymPy's answer, or an integral left as it stands: on Min and Max its methods raise errors of all kinds."""
+    try:
+        return method(*arguments)
+    except (AttributeError, NotImplementedError, TypeError, ValueError):
+        return Integral(arguments[0], u)
 
 
 def _integral(value: Expr, variable: Symbol, low: Expr, high: Expr) -> Expr:
@@ -172,7 +176,7 @@ def _integral(value: Expr, variable: Symbol, low: Expr, high: Expr) -> Expr:
         if found is not None:
             return constant * result.xreplace(found)
     if _is_elementary(value, variable):
-        return integrate(value, (variable, low, high))
+        return _asked(integrate, value, (variable, low, high))
     return Integral(value, (variable, low, high))
 
 

@@ -291,7 +291,6 @@ def difference(expr: Expr) -> Expr:
         top, bottom = fraction(together(expr.base))
         if bottom != 1 and not bottom.has(u):
             return difference(sqrt(top)) / sqrt(bottom)
-        return difference(expr.base) / (sqrt(expr.base.subs(u, z + m)) + sqrt(expr.base.subs(u, z - m)))
     if isinstance(expr, Pow) and expr.exp.is_negative:
         inverse = 1 / expr
         return -difference(inverse) / (inverse.subs(u, z + m) * inverse.subs(u, z - m))

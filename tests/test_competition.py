@@ -405,9 +405,7 @@ class TestTheCompensatedPath:
             return log_partition(d, w, compensated=True), responsibilities(d, w, compensated=True)
 
         assert torch.autograd.gradcheck(both, (energies, logits))
-        hessian = torch.func.hessian(lambda d: log_partition(d, compensated=True))(energies.detach())
-        r = responsibilities(energies.detach())
-        torch.testing.assert_close(hessian, torch.diag(r) - torch.outer(r, r), rtol=1e-14, atol=1e-15)
+        assert torch.autograd.gradgradcheck(both, (energies, logits))
 
     def test_a_posterior_mean_takes_it_on(self) -> None:
         energies = torch.tensor([[0.0, 80.3]])

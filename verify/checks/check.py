@@ -64,8 +64,11 @@ def advice(cell: Cell) -> str:
 
 
 def expected(subject: Subject, finding: Finding) -> Finding:
-    """What the kernel declares to fail, or to stay undecided, with its reason; it is no pass."""
+    """What the kernel declares to fail, with its reason; it is no pass.
+
+    A proof that is not found can be declared too, and a statement that is refuted cannot.
+    """
     reason = subject.kernel.expected_failures.get(f"{finding.cell.check}/{finding.cell.function}")
-    if finding.status not in ("failed", "undecided") or reason is None:
+    if reason is None or finding.status != ("undecided" if finding.cell.is_symbolic else "failed"):
         return finding
     return replace(finding, status="expected_failure", reason=f"{reason} ({finding.reason})")
