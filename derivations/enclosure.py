@@ -239,18 +239,18 @@ def _equal(x: arb, y: arb) -> Truth:
     return False if x != y else None
 
 
-def _negate(truth: Truth) -> Truth:
+def negate(truth: Truth) -> Truth:
     return None if truth is None else not truth
 
 
-def _all_of(*truths: Truth) -> Truth:
+def all_of(*truths: Truth) -> Truth:
     if any(truth is False for truth in truths):
         return False
     return True if all(truths) else None
 
 
-def _any_of(*truths: Truth) -> Truth:
-    return _negate(_all_of(*map(_negate, truths)))
+def any_of(*truths: Truth) -> Truth:
+    return negate(all_of(*map(negate, truths)))
 
 
 def _first_case(*cases: tuple[Callable[[], arb], Callable[[], Truth]]) -> arb:
@@ -322,8 +322,8 @@ def _quotient(p: int, q: int) -> arb:
 
 
 _NAMESPACE = {
-    "arb": arb, "quotient": _quotient, "less": _less, "less_equal": _less_equal, "equal": _equal, "negate": _negate,
-    "all_of": _all_of, "any_of": _any_of, "first_case": _first_case, "sign_of": _sign, "step": _step,
+    "arb": arb, "quotient": _quotient, "less": _less, "less_equal": _less_equal, "equal": _equal, "negate": negate,
+    "all_of": all_of, "any_of": any_of, "first_case": _first_case, "sign_of": _sign, "step": _step,
     "magnitude": _magnitude, "maximum": _maximum, "minimum": _minimum, "beta_of": _beta,
     "power": _power_of, "log_of": _logarithm, "sqrt_of": _root,
 }  # fmt: skip

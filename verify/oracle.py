@@ -22,8 +22,10 @@ from sympy import Abs, Expr, Heaviside, Max, Min, Piecewise, Symbol, lambdify, s
 
 from derivations.atoms import expand_atoms
 from derivations.enclosure import compile_enclosure, compile_over
+from verify import magnitudes
 from verify.formats import Format, spacing
 from verify.intervals import ARITHMETIC, ROOM, TINY, Interval, NoInterval
+from verify.magnitudes import Magnitude
 
 Long = NDArray[np.longdouble]
 MOST_ZEROS = 4000  # of a decimal fraction, for mpmath to be asked
@@ -175,8 +177,22 @@ class Oracle:
                 helps = value.is_finite() and (last is None or value.rad() * _LEAP < last)
                 if stalled or (precision >= MOST_BITS and not helps):
                     return value, False, stalled
+                if not value.is_finite() and self._vanishes(row):
+                    return arb(0, self._floor), True, False
                 last = value.rad() if value.is_finite() else None
             precision *= 2
+
+    def _vanishes(self, row: Sequence[float]) -> bool:
+        """Whether a value that Arb has no exponents for is far below the smallest number of the format."""
+        try:
+            value = self._over_magnitudes(*map(Magnitude, row)).ball
+        except NoInterval:
+            return False
+        return bool(abs(value) <= self._floor)
+
+    @cached_property
+    def _over_magnitudes(self) -> Callable[..., Magnitude]:
+        return compile_over(self.definition, self.symbols, magnitudes.ARITHMETIC)
 
     @cached_property
     def _in_mpmath(self) -> Callable[..., Any]:
