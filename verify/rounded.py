@@ -67,16 +67,22 @@ class Arithmetic:
         """A literal of the source, rounded to the format as torch does."""
         return self.point(self.fmt.nearest(value))
 
+    def rounding(self, name: str) -> tuple[np.longdouble, np.longdouble, bool]:
+        """What a primitive may err: relative to |y|, or to max(|y|, 1) if the last says so; and absolutely near 0."""
+        primitive, correct = self.table[name], name in IEEE
+        error = max(primitive.relative, correct)
+        relative = (
+            np.longdouble(error) * self.fmt.unit_roundoff + MARGIN if error > self.exact_up_to else np.longdouble(0)
+        )
+        floor = (np.longdouble(max(primitive.absolute, 0.5 * correct)) + MARGIN) * self.fmt.min_subnormal
+        return relative, floor, primitive.reference_scale != "|y|"
+
     def widen(self, name: str, low: Long, high: Long) -> tuple[Long, Long]:
         """The interval of rounded results, for exact results in [low, high]."""
-        primitive = self.table[name]
-        fmt = self.fmt
-        correct = name in IEEE
-        error = max(primitive.relative, correct)
-        relative = np.longdouble(error) * fmt.unit_roundoff + MARGIN if error > self.exact_up_to else np.longdouble(0)
-        floor = (np.longdouble(max(primitive.absolute, 0.5 * correct)) + MARGIN) * fmt.min_subnormal
+        primitive, fmt = self.table[name], self.fmt
+        relative, floor, above_one = self.rounding(name)
         scale_low, scale_high = np.abs(low), np.abs(high)
-        if primitive.reference_scale != "|y|":
+        if above_one:
             scale_low, scale_high = np.maximum(scale_low, 1), np.maximum(scale_high, 1)
         edge = 2 * fmt.min_normal
         wide_low = low - scale_low * relative - np.where(scale_low < edge, floor, 0)

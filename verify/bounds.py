@@ -1,0 +1,325 @@
+"""The largest error, or value, over a whole box of inputs: from above and from below.
+
+From above: the box is cut into pieces, `deviation.py` bounds each, and the pieces with the largest bounds
+are cut again, until they come close to the bounds of single points. From below: points of the worst pieces are moved
+as long as that makes them worse. The truth lies between the two.
+Source of the method: Moore, Kearfott and Cloud (2009), chapter 5.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from derivations import Parameter
+from derivations.geometry import m
+from verify import deviation
+from verify.deviation import Deviation
+from verify.finding import Cell, Finding, Status
+from verify.formats import Format, spacing
+from verify.judge import RESOLUTION, point
+from verify.oracle import Oracle
+from verify.rounded import Arithmetic, Long
+from verify.subject import Subject
+
+CLOSE = 1.25  # a bound is tight enough at so many times what a single point gives
+_WAVES = 40
+_STARTS = 8  # one of so many pieces that may be made gives a point from which the search from below sets out
+_STEPS = 16
+_ORDINARY, _FAR = 24, 32  # binades around 1 that are pieces of their own; pieces of all that there are
+
+Domain = Mapping[str, tuple[float, float]]
+# What is bounded: of each piece, from what the program makes of it.
+Measure = Callable[[Deviation], Long]
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A number that nothing in the domain exceeds, and what came closest to it.
+
+    Attributes:
+        domain: for each argument its least and its largest value.
+        above: the bound; ∞ where none was found.
+        worst: the piece with the largest bound: for each argument its two ends.
+        below: the largest that was seen, at `found_at`.
+        pieces: how many pieces were bounded in all.
+    """
+
+    domain: Domain
+    above: float
+    worst: Domain
+    below: float
+    found_at: Mapping[str, str]
+    pieces: int
+    seconds: float
+
+
+def verdict(cell: Cell, found: Bound, useful: bool, unit: str, what: str, given: str) -> Finding:
+    """A bound as a finding: it fails where something larger was found, and is undecided where it says nothing.
+
+    Args:
+        what: what is bounded, in a word.
+        given: what the proof rests on.
+    """
+    said = f"{_in_words(found.domain)}: {found.pieces:,} boxes in {found.seconds:.1f} s, {given}"
+    status: Status = "passed"
+    if found.below > found.above:
+        status, said = "failed", f"a larger {what} was found than can be; {said}"
+    elif not useful:
+        status, said = "undecided", f"no useful bound on {_in_words(found.worst)}; {said}"
+    return Finding(
+        cell, status, "proved", found.pieces, measured=found.below, budget=found.above, largest=found.below,
+        unit=unit, worst=found.found_at, reason=said,
+    )  # fmt: skip
+
+
+def _in_words(box: Domain) -> str:
+    return ", ".join(
+        f"{name} = {low:.6g}" if low == high else f"{name} in [{low:.6g}, {high:.6g}]"
+        for name, (low, high) in box.items()
+    )
+
+
+def domain_of(subject: Subject, function: str, fmt: Format, reach: float) -> dict[str, tuple[float, float]]:
+    """A coordinate runs to half of the largest number, where sums do not overflow yet; the rest from 1/reach to reach
+    times its default, m = 1 included."""
+    half = float(fmt.max) / 2
+    found = {}
+    for symbol in subject.arguments(function):
+        if symbol == m or isinstance(symbol, Parameter):
+            usual = symbol.default if isinstance(symbol, Parameter) else 1.0
+            found[symbol.name] = (float(fmt.nearest(usual / reach)), float(fmt.nearest(usual * reach)))
+        else:
+            found[symbol.name] = (-half, half)
+    return found
+
+
+def largest_error(
+    subject: Subject,
+    function: str,
+    fmt: Format,
+    arithmetic: Arithmetic,
+    domain: Domain,
+    *,
+    implementation: Callable[..., Any],
+    most_pieces: int,
+    seed: int,
+    absolute: bool = False,
+) -> Bound:
+    """Bounds the error of a function for all arguments in `domain`.
+
+    Args:
+        domain: for each argument its least and its largest value.
+        implementation: what is called to search from below; takes tensors.
+        most_pieces: where cutting ends, close or not.
+        absolute: whether the error is measured in the format's unit roundoff, and not in ulps of the exact value.
+    """
+    clock = time.monotonic()
+    measure: Measure = (lambda found: _in_units(found, fmt)) if absolute else (lambda found: _in_ulps(found, fmt))
+    bounds, pieces, counted = _cut(subject.program(function), arithmetic, domain, measure, most_pieces)
+    oracle = Oracle(subject.definition(function), subject.arguments(function), fmt)
+
+    def errors(columns: list[NDArray[Any]]) -> NDArray[Any]:
+        got = fmt.array(implementation(*(fmt.tensor(column) for column in columns)))
+        truth = oracle(*columns)
+        error = truth.error(got) / fmt.unit_roundoff if absolute else truth.ulp_error(got, fmt)
+        known = truth.settled & ~np.isnan(truth.mid)
+        return np.where(known & (error > RESOLUTION), error, 0)  # less is the truth's own radius
+
+    below, found_at = _search(errors, pieces.taken(np.argsort(-bounds)), domain, fmt, most_pieces // _STARTS, seed)
+    return _bound(bounds, pieces, domain, below, found_at, counted, clock)
+
+
+def largest_value(
+    subject: Subject, function: str, arithmetic: Arithmetic, domain: Domain, *, most_pieces: int, seed: int
+) -> Bound:
+    """Bounds |f| itself, in exact arithmetic, for all arguments in `domain`; with f the slope, a Lipschitz constant."""
+    clock = time.monotonic()
+    program, fmt = subject.program(function), arithmetic.fmt
+
+    def measure(found: Deviation) -> Long:
+        size = np.maximum(np.abs(found.exact.low), np.abs(found.exact.high))
+        return np.where(np.isnan(size), np.inf, size)
+
+    bounds, pieces, counted = _cut(program, arithmetic, domain, measure, most_pieces)
+    oracle = Oracle(subject.definition(function), subject.arguments(function), fmt)
+
+    def sizes(columns: list[NDArray[Any]]) -> NDArray[Any]:
+        truth = oracle(*columns)
+        return np.where(truth.settled & ~np.isnan(truth.mid), np.abs(truth.mid) - truth.radius, 0)
+
+    below, found_at = _search(sizes, pieces.taken(np.argsort(-bounds)), domain, fmt, most_pieces // _STARTS, seed)
+    return _bound(bounds, pieces, domain, below, found_at, counted, clock)
+
+
+def _bound(
+    bounds: Long, pieces: _Pieces, domain: Domain, below: float, found_at: Mapping[str, str], counted: int, clock: float
+) -> Bound:
+    top = int(np.argmax(bounds))
+    worst = {name: (float(low[top]), float(high[top])) for name, (low, high) in zip(domain, pieces.sides, strict=True)}
+    return Bound(domain, float(bounds[top]), worst, below, found_at, counted, time.monotonic() - clock)
+
+
+def _cut(
+    program: Callable[..., Any], arithmetic: Arithmetic, domain: Domain, measure: Measure, most: int
+) -> tuple[Long, _Pieces, int]:
+    """Pieces of the domain and a bound for each; the largest are cut until they are close to those of single points."""
+    pieces = _Pieces.of(domain, arithmetic.fmt)
+    bounds = measure(deviation.run(program, arithmetic, pieces.sides))
+    counted, reached = len(bounds), 0.0
+    for _ in range(_WAVES):
+        points = measure(deviation.run(program, arithmetic, [(c, c) for c in pieces.centres]))
+        reached = max(reached, float(points.max()))
+        chosen = np.flatnonzero((bounds > CLOSE * reached) & pieces.divisible)
+        if not len(chosen) or counted >= most:
+            break
+        chosen = chosen[np.argsort(-bounds[chosen], kind="stable")][: max(1, (most - counted) // 2)]
+        fresh = pieces.taken(chosen).halved()
+        fresh_bounds = measure(deviation.run(program, arithmetic, fresh.sides))
+        counted += len(fresh_bounds)
+        left = np.setdiff1d(np.arange(len(bounds)), chosen)
+        pieces = pieces.taken(left).joined(fresh)
+        bounds = np.concatenate([bounds[left], fresh_bounds])
+    return bounds, pieces, counted
+
+
+def _in_ulps(found: Deviation, fmt: Format) -> Long:
+    """At the exact value, the last rounding to a 16-bit format included."""
+    with np.errstate(all="ignore"):
+        least, most, apart = _sizes(found, fmt)
+        step = spacing(least, fmt)
+        # |y| < 2^precision ulps of y; below the smallest normal number that holds all the more.
+        ulps = found.relative / fmt.unit_roundoff + found.absolute / step
+        ulps = np.where(spacing(most, fmt) == step, found.error / step, ulps)
+        last = np.longdouble(0.5 if fmt.is_narrow else 0)
+        return np.asarray(np.fmin(ulps, apart / step) + last)
+
+
+def _in_units(found: Deviation, fmt: Format) -> Long:
+    """In units of the unit roundoff, absolutely."""
+    with np.errstate(all="ignore"):
+        _, most, apart = _sizes(found, fmt)
+        last = spacing(most, fmt) / 2 if fmt.is_narrow else np.longdouble(0)
+        return np.asarray((np.fmin(found.error, apart) + last) / fmt.unit_roundoff)
+
+
+def _sizes(found: Deviation, fmt: Format) -> tuple[Long, Long, Long]:
+    """The least and the largest |exact value|, and how far code can be from it: ∞ stands at the next power of two."""
+    low, high, code_low, code_high = (
+        np.clip(end, -fmt.overflow, fmt.overflow)
+        for end in (found.exact.low, found.exact.high, found.code.low, found.code.high)
+    )
+    least = np.where((low <= 0) & (high >= 0), 0, np.minimum(np.abs(low), np.abs(high)))
+    apart = np.maximum(code_high - low, high - code_low)
+    return least, np.maximum(np.abs(low), np.abs(high)), np.where(np.isnan(apart), np.inf, apart)
+
+
+@dataclass(frozen=True)
+class _Pieces:
+    """Boxes: the two ends of each argument, one entry per box."""
+
+    sides: list[tuple[Long, Long]]
+    finest: np.longdouble
+    """The relative width of a piece that is not cut any more: neighbouring numbers are further apart."""
+
+    @staticmethod
+    def of(domain: Domain, fmt: Format) -> _Pieces:
+        """Cut at 0 and at powers of two, so that no piece holds two signs."""
+        cuts = [_binades(low, high, fmt) for low, high in domain.values()]
+        index = np.meshgrid(*(np.arange(len(low)) for low, _ in cuts), indexing="ij")
+        sides = [(low[i.ravel()], high[i.ravel()]) for (low, high), i in zip(cuts, index, strict=True)]
+        return _Pieces(sides, fmt.unit_roundoff)
+
+    @property
+    def _widths(self) -> Long:
+        """log2 of the ratio of the ends; pieces that reach 0 hold one number more and are not cut."""
+        rows = []
+        for low, high in self.sides:
+            small, large = np.minimum(np.abs(low), np.abs(high)), np.maximum(np.abs(low), np.abs(high))
+            known = (small > 0) & (large > small)
+            rows.append(np.where(known, np.log2(np.where(known, large / np.where(small > 0, small, 1), 1)), 0))
+        return np.stack(rows)
+
+    @property
+    def divisible(self) -> NDArray[np.bool_]:
+        return np.asarray(self._widths.max(0) > self.finest)
+
+    @property
+    def centres(self) -> list[Long]:
+        """Geometric, as numbers of the arguments' sign."""
+        return [np.sign(low + high) * np.sqrt(np.abs(low)) * np.sqrt(np.abs(high)) for low, high in self.sides]
+
+    def taken(self, which: NDArray[np.intp]) -> _Pieces:
+        return replace(self, sides=[(low[which], high[which]) for low, high in self.sides])
+
+    def joined(self, other: _Pieces) -> _Pieces:
+        both = [
+            (np.concatenate([low, more_low]), np.concatenate([high, more_high]))
+            for (low, high), (more_low, more_high) in zip(self.sides, other.sides, strict=True)
+        ]
+        return replace(self, sides=both)
+
+    def halved(self) -> _Pieces:
+        """Each box in two, across its widest side."""
+        widest = self._widths.argmax(0)
+        first, second = [], []
+        for number, ((low, high), centre) in enumerate(zip(self.sides, self.centres, strict=True)):
+            cut = widest == number
+            first.append((low, np.where(cut, centre, high)))
+            second.append((np.where(cut, centre, low), high))
+        return replace(self, sides=first).joined(replace(self, sides=second))
+
+
+def _binades(low: float, high: float, fmt: Format) -> tuple[Long, Long]:
+    """[low, high] in pieces between powers of two; the one that reaches 0 holds the smallest number besides."""
+    if low == high:
+        return np.array([low], np.longdouble), np.array([low], np.longdouble)
+    smallest = np.log2(fmt.min_subnormal)
+    ends = []
+    for sign, least, most in ((-1, max(0.0, -high), max(0.0, -low)), (1, max(0.0, low), max(0.0, high))):
+        if most > least or (most == least == 0 and sign == 1 and low <= 0 <= high):
+            first = smallest if least == 0 else np.floor(np.log2(np.longdouble(least)))
+            exponents = np.arange(int(first), int(np.ceil(np.log2(np.longdouble(most)))) + 1)
+            # Far from 1 little happens within a binade: there a piece holds several to begin with.
+            kept = (np.abs(exponents) <= _ORDINARY) | (exponents % max(1, len(exponents) // _FAR) == 0)
+            powers = np.ldexp(np.longdouble(1), exponents[kept])
+            edges = np.unique(np.clip(np.concatenate([[least], powers, [most]]), least, most))
+            ends += [(sign * a, sign * b) if sign > 0 else (-b, -a) for a, b in pairwise(edges)]
+    lows, highs = zip(*ends, strict=True)
+    return np.array(lows, np.longdouble), np.array(highs, np.longdouble)
+
+
+def _search(
+    score: Callable[[list[NDArray[Any]]], NDArray[Any]],
+    pieces: _Pieces,
+    domain: Domain,
+    fmt: Format,
+    starts: int,
+    seed: int,
+) -> tuple[float, Mapping[str, str]]:
+    """Hill climbing from points of the first pieces: every step tries a neighbour of each, ever nearer."""
+    rng = np.random.default_rng(seed)
+
+    def inside(columns: list[Long]) -> list[NDArray[Any]]:
+        limits = [(fmt.nearest(low), fmt.nearest(high)) for low, high in domain.values()]
+        return [np.clip(fmt.nearest(column), *limit) for column, limit in zip(columns, limits, strict=True)]
+
+    repeats = -(-starts // len(pieces.sides[0][0]))
+    chosen = [(np.repeat(low, repeats)[:starts], np.repeat(high, repeats)[:starts]) for low, high in pieces.sides]
+    here = inside([low + (high - low) * rng.random(low.shape) for low, high in chosen])
+    best = score(here)
+    for step in range(_STEPS):
+        reach = 2.0 ** -(2 + step * fmt.precision / _STEPS)
+        moved = inside([column * (1 + reach * rng.standard_normal(column.shape)) for column in here])
+        there = score(moved)
+        better = there > best
+        here = [np.where(better, new, old) for new, old in zip(moved, here, strict=True)]
+        best = np.where(better, there, best)
+    top = int(np.argmax(best))
+    return float(best[top]), point(dict(zip(domain, here, strict=True)), top)
