@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -250,10 +251,26 @@ class TestTheCommand:
         monkeypatch.setenv("IMPLICIT_EM_CACHE", str(tmp_path / "cache"))
         command = ["exhaust", "laplace.influence", "--dtype", "bfloat16", "--backend", "eager"]
         assert main([*command, "--json", "found.json", "--markdown", "table.md"]) == HELD
-        assert "| laplace.influence | bfloat16 | eager | 0 | 0 |" in Path("table.md").read_text(encoding="utf-8")
+        page = Path("table.md").read_text(encoding="utf-8")
+        assert "implicit-em exhaust laplace.influence --dtype bfloat16 --backend eager --markdown table.md" in page
+        assert "## laplace\n" in page
+        assert "| influence | bfloat16 | eager | 0 | u = `0x0p+0`, b = `0x1p+0` |" in page
+        assert "| exhaustive, 65,536 |" in page
         assert "implicit-em exhaust laplace.influence" in Path("found.json").read_text(encoding="utf-8")
         assert not list((tmp_path / "cache").rglob("*.npz"))
         assert "65,536 inputs" in capsys.readouterr().out
+
+    def test_float64_is_bounded_and_not_swept(self, tmp_path: Path, capsys: Any) -> None:
+        found = tmp_path / "found.json"
+        command = ["exhaust", "laplace.activation", "--dtype", "float64", "--backend", "eager", "--at", "m=2"]
+        assert main([*command, "--json", str(found), "--markdown", str(tmp_path / "page.md")]) == HELD
+        findings = json.loads(found.read_text(encoding="utf-8"))["findings"]
+        assert [finding["function"] for finding in findings] == ["activation/line", "activation/box"]
+        assert "m = 2, b = 1" in findings[0]["reason"]
+        assert "m in [1, 4], b in [0.5, 2]" in findings[1]["reason"]
+        assert all(0 < finding["measured"] <= finding["budget"] < 8 for finding in findings)
+        assert "| searched |" in (tmp_path / "page.md").read_text(encoding="utf-8")
+        assert "bound" in capsys.readouterr().out
 
     @pytest.mark.parametrize(
         ("arguments", "said"),
@@ -263,7 +280,7 @@ class TestTheCommand:
             (["laplace.log_normalizer"], "expected a function of a coordinate"),
             (["laplace.activation", "--at", "m"], "expected NAME=VALUE"),
             (["laplace.activation", "--at", "nu=2"], "expected one of m, b"),
-            (["laplace", "--dtype", "float64"], "expected one of float32, bfloat16, float16"),
+            (["laplace", "--dtype", "float128"], "expected one of float64, float32, bfloat16, float16"),
         ],
     )
     def test_a_mistake_is_one_line(self, arguments: list[str], said: str, capsys: Any) -> None:

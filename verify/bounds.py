@@ -86,14 +86,19 @@ def _in_words(box: Domain) -> str:
     )
 
 
-def domain_of(subject: Subject, function: str, fmt: Format, reach: float) -> dict[str, tuple[float, float]]:
-    """A coordinate runs to half of the largest number, where sums do not overflow yet; the rest from 1/reach to reach
-    times its default, m = 1 included."""
+def domain_of(
+    subject: Subject, function: str, fmt: Format, reach: float, at: Mapping[str, float] | None = None
+) -> dict[str, tuple[float, float]]:
+    """What the arguments run through.
+
+    A coordinate runs to half of the largest number, where sums do not overflow yet; the rest, m included, from its
+    value divided by `reach` to `reach` times its value: that in `at`, or the default, or 1.
+    """
     half = float(fmt.max) / 2
     found = {}
     for symbol in subject.arguments(function):
         if symbol == m or isinstance(symbol, Parameter):
-            usual = symbol.default if isinstance(symbol, Parameter) else 1.0
+            usual = (at or {}).get(symbol.name, symbol.default if isinstance(symbol, Parameter) else 1.0)
             found[symbol.name] = (float(fmt.nearest(usual / reach)), float(fmt.nearest(usual * reach)))
         else:
             found[symbol.name] = (-half, half)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -147,12 +148,6 @@ def _computing() -> Iterable[str]:
 
 def _measured_backends() -> Iterable[str]:
     return [backend for backend in _backends() if backend != "triton"]
-
-
-def _exhaustible() -> Iterable[str]:
-    from verify.exhaust.space import DTYPES
-
-    return DTYPES
 
 
 def _devices() -> Iterable[str]:
@@ -424,7 +419,7 @@ def _plain_progress() -> tuple[Callable[[int], None], Callable[[Finding], None]]
     epilog="Example: implicit-em exhaust gaussian.activation --dtype float32",
 )
 @click.argument("targets", nargs=-1, metavar="[KERNEL[.FUNCTION]|FILE.py[:FUNCTION]]...")
-@_names_option("--dtype", _exhaustible, "float32, bfloat16 or float16; float32 by default.", metavar="DTYPE")
+@_names_option("--dtype", _dtypes, "float32 by default; of float64, only bounds.", metavar="DTYPE")
 @_names_option("--backend", _measured_backends, "eager or compile; compile by default.", metavar="BACKEND")
 @click.option("--at", "fixed", metavar="NAME=VALUE,...", help="Where the arguments stand that are not swept.")
 @seed_option
@@ -447,22 +442,26 @@ def exhaust(
 ) -> int:
     """Try every number of a format on functions of one coordinate, or every pair of 16-bit numbers on those of two.
 
+    Beside each sweep stands a bound of the error, proved box by box: on the line that is swept, and with m and the
+    parameters within a factor of 2 of their values. Float64 has too many numbers to try, and bounds all the same.
+
     A kernel without a function stands for its activations and their slopes, no kernel for every built-in one of a
     scalar. The results are kept chunk by chunk: --resume goes on after Ctrl-C, or after a crash.
     """
     from verify.exhaust.command import planned, sweep_all
-    from verify.exhaust.listing import exhaust_table, markdown_table
+    from verify.exhaust.listing import exhaust_table, markdown_page
 
-    plan = planned(
-        targets, dtype or ("float32",), backend or ("compile",), _values(fixed), Settings(seed=seed), resume=resume
-    )
-    _measure_what_is_lacking(Settings(dtypes=tuple(dtype or ("float32",)), backends=tuple(backend or ("compile",))))
+    dtypes, backends = dtype or ("float32",), backend or ("compile",)
+    plan = planned(targets, dtypes, backends, _values(fixed), Settings(seed=seed), resume=resume)
+    _measure_what_is_lacking(Settings(dtypes=dtypes, backends=backends))
     with _fraction("sweeping") as advance:
         report, finished = sweep_all(plan, jobs=jobs, compare=compare, on_progress=advance)
     _print(*exhaust_table(report.findings))
     _write_json(report.as_dict(), json_path)
     if markdown is not None:
-        _write(markdown_table(report), markdown)
+        words = ["implicit-em", "exhaust", *targets, "--dtype", ",".join(dtypes), "--backend", ",".join(backends)]
+        words += [*(["--at", fixed] if fixed else []), "--markdown", str(markdown)]
+        _write(markdown_page(report, shlex.join(words)), markdown)
     if not finished:
         click.echo("implicit-em: interrupted: the same command with --resume goes on from here", err=True)
         return INTERRUPTED

@@ -60,7 +60,7 @@ def _require_known_failures(spec: str, kernel: Subject, checks: Mapping[str, Che
         if check not in checks:
             near = get_close_matches(check, checks, n=3) or list(checks)
             raise KernelError(f"{spec}: expected_failures {key!r}: unknown check: expected one of {', '.join(near)}")
-        known = dict.fromkeys(cell.function for cell in checks[check].cells(kernel, Settings()))
+        known = dict.fromkeys(cell.function for cell in checks[check].cells(kernel, Settings("deep")))
         if function not in known:
             raise KernelError(
                 f"{spec}: expected_failures {key!r}: {check} has no such cell: expected one of {', '.join(known)}"

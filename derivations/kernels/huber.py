@@ -22,6 +22,8 @@ half_slope = Piecewise(
 )
 q, s, t = (Symbol(name, positive=True) for name in "qst")
 
+UNBOUNDED = "next to |z| = δ − m code and definition may take different cases, which boxes do not know to meet there"
+
 KERNEL = Kernel(
     name="huber",
     energy=Piecewise((u**2 / 2, Abs(u) <= delta), (delta * (Abs(u) - delta / 2), True)),
@@ -47,5 +49,6 @@ KERNEL = Kernel(
         Fact("activation", {z: oo, m: 1, delta: 2}, tanh(2), "beyond the pair both slopes are δ"),
         Fact("normalizer", {delta: oo}, sqrt(2 * pi), "without a linear part it is the Gaussian"),
     ),
+    expected_failures={"error_bound/activation/box": UNBOUNDED, "error_bound/activation_grad/box": UNBOUNDED},
     seed="½z² to δ, then δ(|z| − ½δ): without μ",
 )

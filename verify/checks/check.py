@@ -69,6 +69,7 @@ def expected(subject: Subject, finding: Finding) -> Finding:
     A proof that is not found can be declared too, and a statement that is refuted cannot.
     """
     reason = subject.kernel.expected_failures.get(f"{finding.cell.check}/{finding.cell.function}")
-    if reason is None or finding.status != ("undecided" if finding.cell.is_symbolic else "failed"):
+    is_proof = finding.cell.is_symbolic or finding.basis == "proved"
+    if reason is None or finding.status != ("undecided" if is_proof else "failed"):
         return finding
     return replace(finding, status="expected_failure", reason=f"{reason} ({finding.reason})")

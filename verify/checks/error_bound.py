@@ -7,7 +7,7 @@ the coordinate run through its domain with the rest at its defaults, those calle
 from __future__ import annotations
 
 from derivations import LOCATION
-from verify.bounds import Bound, domain_of, largest_error, verdict
+from verify.bounds import Bound, Domain, domain_of, largest_error, verdict
 from verify.checks.check import Check, numeric_cells
 from verify.finding import Cell, Finding
 from verify.formats import WIDE, Format, format_of
@@ -19,6 +19,7 @@ from verify.subject import Subject
 NAME = "error_bound"
 # m and the parameters run from their defaults divided by so much to as many times their defaults.
 REACH = {"line": 1.0, "box": 2.0}
+GIVEN = "given the measured rounding errors of the primitives"
 DOMAINS: dict[Profile, tuple[str, ...]] = {"quick": ("line",), "standard": ("line",), "deep": ("line", "box")}
 PIECES: dict[Profile, int] = {"quick": 4096, "standard": 4096, "deep": 65_536}
 
@@ -39,35 +40,31 @@ def _cells(subject: Subject, settings: Settings) -> list[Cell]:
 
 def _run(subject: Subject, cell: Cell, settings: Settings) -> Finding:
     function, _, domain = cell.function.partition("/")
-    seed = cell_seed(cell, settings.seed)
-    found, unit = bounded(subject, function, cell, REACH[domain], PIECES[settings.profile], seed)
-    useful = not vacuous(found, format_of(cell.dtype), unit)
-    return verdict(cell, found, useful, unit, "error", "given the measured rounding errors of the primitives")
+    arguments = domain_of(subject, function, format_of(cell.dtype), REACH[domain])
+    return bounded(subject, cell, arguments, PIECES[settings.profile], cell_seed(cell, settings.seed))
 
 
-def bounded(
-    subject: Subject, function: str, cell: Cell, reach: float, most_pieces: int, seed: int
-) -> tuple[Bound, str]:
+def bounded(subject: Subject, cell: Cell, domain: Domain, most_pieces: int, seed: int) -> Finding:
     """In ulps; in units of the unit roundoff where next to a zero of the function not one digit is certain."""
-    fmt = format_of(cell.dtype)
-    arithmetic = arithmetic_of(cell.dtype, cell.device, cell.backend)
-    found, unit = None, ""
-    for unit in ("ulp", "u"):
-        found = largest_error(
+    function = cell.function.partition("/")[0]
+    fmt, arithmetic = format_of(cell.dtype), arithmetic_of(cell.dtype, cell.device, cell.backend)
+
+    def found(unit: str) -> Finding:
+        bound = largest_error(
             subject,
             function,
             fmt,
             arithmetic,
-            domain_of(subject, function, fmt, reach),
+            domain,
             implementation=subject.generated(function, cell.backend),
             most_pieces=most_pieces,
             seed=seed,
             absolute=unit == "u",
         )
-        if not vacuous(found, fmt, unit):
-            break
-    assert found is not None
-    return found, unit
+        return verdict(cell, bound, not vacuous(bound, fmt, unit), unit, "error", GIVEN)
+
+    finding = found("ulp")
+    return found("u") if finding.status == "undecided" else finding
 
 
 def vacuous(found: Bound, fmt: Format, unit: str) -> bool:

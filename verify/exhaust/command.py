@@ -1,4 +1,4 @@
-"""The sweeps of one command: planned before any runs, kept on disk chunk by chunk, brought home as one report."""
+"""The sweeps of one command, with bounds beside them: planned before any runs, kept on disk chunk by chunk."""
 
 from __future__ import annotations
 
@@ -7,19 +7,23 @@ import json
 import shlex
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from derivations import KernelError
+from verify.bounds import domain_of
+from verify.checks.check import expected
+from verify.checks.error_bound import NAME, PIECES, REACH, bounded, functions_of
 from verify.environment import default_jobs, environment, primitive_tables
 from verify.exhaust.judgement import CHECK, exhaust
-from verify.exhaust.space import Space, default_targets, space_of, targets_of
+from verify.exhaust.space import SWEPT, Space, default_targets, space_of, targets_of
 from verify.exhaust.sweep import CHUNK, Progress, Sweep
 from verify.finding import Cell, Finding, Report
 from verify.formats import format_of
 from verify.journal import fingerprint
+from verify.judge import cell_seed
 from verify.primitives import cache_directory
 from verify.settings import Settings
 from verify.subject import Subject, load_subject
@@ -29,14 +33,30 @@ _TURNS = 3  # of compiled and eager passes, to compare their times
 
 @dataclass(frozen=True)
 class Planned:
-    """One sweep: what, where it starts from, and the command that repeats it."""
+    """One function in one format: the sweep, and what bounds it; and the command that repeats them.
+
+    Attributes:
+        sweep: every input, and where it starts from; None for float64, of which there are too many.
+        at: values for arguments that stand still.
+    """
 
     subject: Subject
     cell: Cell
-    space: Space
-    progress: Progress
+    sweep: tuple[Space, Progress] | None
+    at: Mapping[str, float]
     reproduce: str
     seed: int
+
+    @property
+    def bounds(self) -> list[Cell]:
+        """Bounds of the same function, of other inputs too: they say what no sweep can."""
+        if self.cell.function in self.subject.handwritten or self.cell.function not in functions_of(self.subject):
+            return []
+        return [replace(self.cell, check=NAME, function=f"{self.cell.function}/{domain}") for domain in REACH]
+
+    @property
+    def cells(self) -> list[Cell]:
+        return [self.cell] * (self.sweep is not None) + self.bounds
 
 
 def planned(
@@ -72,11 +92,12 @@ def planned(
                 space = space_of(subject, name, fmt, own)
                 for backend in backends:
                     cell = Cell(CHECK, subject.name, name, dtype, "cpu", backend)
-                    path = cache_directory() / "exhaust" / f"{_key(spec, settings, cell, space)}.npz"
-                    progress = Progress.start(space, path, resume=resume)
-                    found.append(
-                        Planned(subject, cell, space, progress, _command(spec, cell, own, settings), settings.seed)
-                    )
+                    sweep = None
+                    if dtype in SWEPT:
+                        path = cache_directory() / "exhaust" / f"{_key(spec, settings, cell, space)}.npz"
+                        sweep = space, Progress.start(space, path, resume=resume)
+                    command = _command(spec, cell, own, settings)
+                    found.append(Planned(subject, cell, sweep, own, command, settings.seed))
     return found
 
 
@@ -99,33 +120,45 @@ def sweep_all(
                 on_progress(name, (index + done) / len(plan))
 
             told(0.0)
-            finding = exhaust(item.subject, item.cell, item.space, item.progress, seed=item.seed, on_progress=told)
-            if compare:
-                finding = replace(finding, reason=f"{finding.reason}; {_compared(item)}")
-            findings.append(replace(finding, reproduce=item.reproduce))
+            findings += [replace(each, reproduce=item.reproduce) for each in _answered(item, compare, told)]
     except KeyboardInterrupt:
         finished = False
-    left = plan[len(findings) :]
+    cells = [(cell, item) for item in plan for cell in item.cells]
     findings += [
-        Finding(item.cell, "not_run", None, 0, reason="interrupted", reproduce=item.reproduce) for item in left
+        Finding(cell, "not_run", None, 0, reason="interrupted", reproduce=item.reproduce)
+        for cell, item in cells[len(findings) :]
     ]
     if finished:
         for item in plan:
-            item.progress.forget()
+            if item.sweep is not None:
+                item.sweep[1].forget()
     about = environment() | {
         "seed": plan[0].seed if plan else 0,
         "profile": CHECK,
         "primitives": primitive_tables({item.cell.dtype for item in plan}, {item.cell.backend for item in plan})[0],
         "seconds": round(time.monotonic() - clock, 2),
     }
-    return Report(environment=about, planned=len(plan), findings=findings), finished
+    return Report(environment=about, planned=len(cells), findings=findings), finished
 
 
-def _compared(item: Planned) -> str:
+def _answered(item: Planned, compare: bool, told: Callable[[float], None]) -> Iterator[Finding]:
+    if item.sweep is not None:
+        space, progress = item.sweep
+        finding = exhaust(item.subject, item.cell, space, progress, seed=item.seed, on_progress=told)
+        if compare:
+            finding = replace(finding, reason=f"{finding.reason}; {_compared(item, space)}")
+        yield finding
+    for cell, reach in zip(item.bounds, REACH.values(), strict=False):
+        domain = domain_of(item.subject, item.cell.function, format_of(cell.dtype), reach, item.at)
+        finding = bounded(item.subject, cell, domain, PIECES["standard"], cell_seed(cell, item.seed))
+        yield expected(item.subject, finding)
+
+
+def _compared(item: Planned, space: Space) -> str:
     """The time of a pattern in the loop and in eager torch throughout, medians of passes taken in turns."""
-    sweep = Sweep(item.subject, item.cell.function, item.space, item.cell.backend)
-    first = min(item.space.blocks // 4, max(0, item.space.blocks - CHUNK))  # ordinary numbers, near 1
-    blocks = min(CHUNK, item.space.blocks - first)
+    sweep = Sweep(item.subject, item.cell.function, space, item.cell.backend)
+    first = min(space.blocks // 4, max(0, space.blocks - CHUNK))  # ordinary numbers, near 1
+    blocks = min(CHUNK, space.blocks - first)
     sweep.chunk(first)  # compiles
     loop, eager = [], []
     for _ in range(_TURNS):

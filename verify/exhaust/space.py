@@ -16,7 +16,7 @@ from verify.formats import NARROW, Format
 from verify.subject import Subject
 
 BLOCK = 1 << 16  # neighbouring patterns of which the worst is kept
-DTYPES = ("float32", *NARROW)
+SWEPT = ("float32", *NARROW)
 
 
 @dataclass(frozen=True)
