@@ -15,7 +15,7 @@ from torch import Tensor
 
 from derivations import KernelError
 from verify.cli import HELD, INTERRUPTED, WRONG, main
-from verify.exhaust import Progress, Space, Sweep, exhaust, space_of
+from verify.exhaust import Progress, Space, Sweep, exhaust, judgement, space_of
 from verify.exhaust import sweep as sweeping
 from verify.exhaust.sweep import Ulps
 from verify.finding import Cell, Finding
@@ -42,7 +42,7 @@ def few(space: Space, seconds: tuple[int, ...]) -> Space:
 class TestTheSpace:
     @pytest.mark.parametrize("fmt", [BF16, F16])
     def test_every_pattern_of_16_bits_is_in_it(self, fmt: Any) -> None:
-        column = space_of(LAPLACE, "influence", fmt).columns(0, 1)["u"]
+        column = blocks_of(space_of(LAPLACE, "influence", fmt), 0, 1)["u"]
         assert column.shape == (1, 1 << 16)
         assert len(set(column.view(torch.int16).flatten().tolist())) == 1 << 16
 
@@ -50,15 +50,15 @@ class TestTheSpace:
         space = space_of(LAPLACE, "activation", F32)
         assert space.cases == 1 << 32
         firsts = [
-            space.columns(block, 1)["z"].view(torch.int32)[0, 0].item() for block in (0, 1, 0x7FFF, 0x8000, 0xFFFF)
+            blocks_of(space, block, 1)["z"].view(torch.int32)[0, 0].item() for block in (0, 1, 0x7FFF, 0x8000, 0xFFFF)
         ]
         assert firsts == [0, 1 << 16, 0x7FFF << 16, -(1 << 31), -(1 << 16)]
-        block = space.columns(0xFFFF, 1)["z"].view(torch.int32)
+        block = blocks_of(space, 0xFFFF, 1)["z"].view(torch.int32)
         assert torch.equal(block, torch.arange(-(1 << 16), 0, dtype=torch.int32)[None])
 
     def test_every_pair_with_a_half_width_in_its_domain_is_in_it(self) -> None:
         space = space_of(LAPLACE, "activation", BF16)
-        halves = space.columns(0, space.blocks)["m"].flatten().float()
+        halves = blocks_of(space, 0, space.blocks)["m"].flatten().float()
         assert space.swept == ("z", "m")
         assert halves.isfinite().all()
         assert (halves > 0).all()
@@ -70,7 +70,7 @@ class TestTheSpace:
         for function, fmt in (("activation", F32), ("activation", F16), ("energy", BF16), ("influence", BF16)):
             space = space_of(LAPLACE, function, fmt)
             block = min(77, space.blocks - 1)
-            columns = space.columns(block, 1)
+            columns = blocks_of(space, block, 1)
             single = space.at(np.array([block]), np.array([4321]))
             for name, column in columns.items():
                 whole = torch.broadcast_to(column, (1, 1 << 16))
@@ -85,13 +85,20 @@ def test_ulps_are_those_of_the_oracle() -> None:
     rng = np.random.default_rng(0)
     for fmt in (BF16, F16, F32):
         spread = np.exp2(rng.uniform(-160, 140, 4000)) * rng.choice([-1, 1], 4000)
-        truth = np.concatenate([spread, [0.0, 1.0, 2.0, float(fmt.max), float(fmt.overflow) * 4]])
+        truth = np.concatenate([spread, [0.0, 1.5, float(fmt.max), float(fmt.overflow) * 4]])
         got = fmt.nearest(truth * (1 + rng.normal(0, 4 * float(fmt.unit_roundoff), truth.shape)))
         exact = Enclosures(truth.astype(np.longdouble), *np.zeros((2, len(truth)), np.longdouble), truth == truth)
         found = Ulps.of(fmt).error(torch.from_numpy(got.astype(np.float64)), torch.from_numpy(truth)).numpy()
         # The one rounding in float64 is that of the difference: scaling by a power of two is exact.
         right = exact.ulp_error(got, fmt)
         assert (np.abs(found - right) <= 2.0**-53 * right).all()
+
+
+def test_an_ulp_at_a_power_of_two_is_that_of_the_binade_below() -> None:
+    """Float64 cannot tell 1 − 10⁻³⁰ from 1, and an error there must not be taken for half of what it is."""
+    right = torch.tensor([1.0, 1 - 2.0**-53, 1 + 2.0**-52, 1 + 2.0**-40], dtype=torch.float64)
+    found = Ulps.of(F32).error(right - 2.0**-24, right)
+    assert found.tolist() == [1.0, 1.0, 1.0, 0.5]
 
 
 @pytest.mark.parametrize(("given", "right", "error"), [
@@ -109,6 +116,10 @@ def test_right_code_passes_and_says_what_it_rests_on(backend: str) -> None:
     assert (finding.status, finding.basis, finding.cases) == ("passed", "exhaustive", 16 << 16)
     assert 0.49 < (finding.largest or 0) <= 0.51
     assert "reference within" in (finding.reason or "")
+
+
+def blocks_of(space: Space, first: int, count: int) -> dict[str, Tensor]:
+    return space.columns(space.keys(first, count), space.still)
 
 
 def planted(wrong: Callable[[Tensor, Tensor], Tensor]) -> Subject:
@@ -159,15 +170,17 @@ def test_the_right_code_by_hand_passes() -> None:
     assert swept(planted(lambda z, a: a), "activation", space).status == "passed"
 
 
-def _same_precision(self: Sweep, columns: dict[str, Tensor], got: Tensor) -> tuple[Tensor, Tensor]:
+def _same_precision(self: Sweep, keys: Tensor, still: dict[str, Tensor], got: Tensor) -> tuple[Tensor, Tensor]:
     """A planted fault: the reference is the code under test in its own precision."""
+    columns = self.space.columns(keys, still)
     reference = self._under_test(*columns.values()).double()
     worst = self._ulps.error(got.double(), reference).to(torch.float32).max(-1)
     return worst[0], worst[1]
 
 
-def _finite_only(self: Sweep, columns: dict[str, Tensor], got: Tensor) -> tuple[Tensor, Tensor]:
+def _finite_only(self: Sweep, keys: Tensor, still: dict[str, Tensor], got: Tensor) -> tuple[Tensor, Tensor]:
     """A planted fault: what is not finite is left out."""
+    columns = self.space.columns(keys, still)
     reference = self._reference(*(column.double() for column in columns.values()))
     error = torch.where(got.isfinite(), self._ulps.error(got.double(), reference), 0.0)
     worst = error.to(torch.float32).max(-1)
@@ -176,32 +189,44 @@ def _finite_only(self: Sweep, columns: dict[str, Tensor], got: Tensor) -> tuple[
 
 class TestFaultsInTheMeasuring:
     SPACE = few(space_of(LAPLACE, "activation", BF16), (0x3F80, 0x3F90))
+    # More blocks than the oracle goes through by itself.
+    MANY = few(space_of(LAPLACE, "activation", BF16), tuple(range(0x3F80, 0x3F80 + judgement.RETRIED + 1)))
 
     def test_a_reference_in_the_precision_under_test(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(Sweep, "_compared", _same_precision)
-        finding = swept(LAPLACE, "activation", self.SPACE)
+        finding = swept(LAPLACE, "activation", self.MANY)
         assert finding.status == "undecided"
         assert "above the largest" in (finding.reason or "")
 
     def test_a_coarse_reference(self, monkeypatch: pytest.MonkeyPatch) -> None:
         exact = Sweep.references
         monkeypatch.setattr(Sweep, "references", lambda self, columns: exact(self, columns) * (1 + 2.0**-13))
-        finding = swept(LAPLACE, "activation", self.SPACE)
+        finding = swept(LAPLACE, "activation", self.MANY)
         assert finding.status == "undecided"
         assert "too coarse" in (finding.reason or "")
 
+    def test_a_reference_that_is_coarse_in_places(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """There the oracle goes through all numbers, and finds what the loop did not."""
+        wrong = planted(FAULTS["NaN at a single input"])
+        monkeypatch.setattr(Sweep, "_compared", _finite_only)
+        exact = Sweep.references
+        monkeypatch.setattr(Sweep, "references", lambda self, columns: exact(self, columns) * (1 + 2.0**-13))
+        finding = swept(wrong, "activation", self.SPACE)
+        assert finding.status == "failed"
+        assert "2 blocks of 65,536 number by number" in (finding.reason or "")
+
     def test_a_mask_of_finite_results(self, monkeypatch: pytest.MonkeyPatch) -> None:
         wrong = planted(FAULTS["NaN at a single input"])
-        assert swept(wrong, "activation", self.SPACE).status == "failed"
+        assert swept(wrong, "activation", self.MANY).status == "failed"
         monkeypatch.setattr(Sweep, "_compared", _finite_only)
-        finding = swept(wrong, "activation", self.SPACE)
+        finding = swept(wrong, "activation", self.MANY)
         assert finding.status == "undecided"
         assert "above the largest" in (finding.reason or "")
 
     def test_ulps_of_another_format(self, monkeypatch: pytest.MonkeyPatch) -> None:
         wrong_format = Ulps.of(F16)
         monkeypatch.setattr(Ulps, "of", staticmethod(lambda fmt: wrong_format))
-        finding = swept(LAPLACE, "activation", self.SPACE)
+        finding = swept(LAPLACE, "activation", self.MANY)
         assert finding.status == "undecided"
         assert "above the largest" in (finding.reason or "")
 

@@ -30,6 +30,7 @@ from verify.magnitudes import Magnitude
 Long = NDArray[np.longdouble]
 MOST_ZEROS = 4000  # of a decimal fraction, for mpmath to be asked
 GUARD_BITS = 12  # a ball is narrow enough at 2⁻¹² ulp
+FIRST_BITS = 128
 MOST_BITS = 1 << 14
 # Intervals of long doubles know 61 bits: too few for float64, and more than float32 needs unless something cancels.
 _INTERVAL_BITS = 58
@@ -164,7 +165,7 @@ class Oracle:
 
     def _refine(self, row: Sequence[float]) -> tuple[arb, bool, bool]:
         """The ball, whether it is narrow, and whether its width is that of a kink."""
-        precision, last = 128, None
+        precision, last = FIRST_BITS, None
         while True:
             with flint.ctx.workprec(precision):
                 value = self.function(*map(arb, row))
@@ -177,7 +178,8 @@ class Oracle:
                 helps = value.is_finite() and (last is None or value.rad() * _LEAP < last)
                 if stalled or (precision >= MOST_BITS and not helps):
                     return value, False, stalled
-                if not value.is_finite() and self._vanishes(row):
+                # More bits are cheaper than logarithms, and often enough.
+                if precision > FIRST_BITS and not value.is_finite() and self._vanishes(row):
                     return arb(0, self._floor), True, False
                 last = value.rad() if value.is_finite() else None
             precision *= 2

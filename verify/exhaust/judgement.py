@@ -22,6 +22,7 @@ CHECK = "exhaust"
 AUDITED = 1 << 20  # points at which the reference meets the oracle
 # A reference that errs by more decides nothing: the largest error would be its own.
 USEFUL = 2.0**-6
+RETRIED = 16  # so many blocks, at most, the oracle goes through number by number
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,14 @@ class Audit:
     Attributes:
         error: how far the float64 reference is from the truth.
         missed: by how much an error exceeds the largest that the loop found in its block, or differs from that one.
+        retried: blocks in which the reference was too coarse, as next to a zero of the function, or its ulp another.
+            The oracle judged all of their numbers, and they count in neither of the two.
     """
 
     points: int
     error: float
     missed: float
+    retried: int
 
 
 def exhaust(
@@ -64,6 +68,8 @@ def exhaust(
         f"{space.cases:,} inputs in {seconds:.1f} s; "
         f"reference within {audited.error:.1e} ulp at {audited.points:,} points"
     )
+    if audited.retried:
+        said += f" and {audited.retried} blocks of {BLOCK:,} number by number"
     doubt = _doubt(audited)
     if doubt:
         said += f", {doubt}"
@@ -97,16 +103,36 @@ def audit(sweep: Sweep, oracle: Oracle, progress: Progress, seed: int) -> Audit:
     columns = sweep.space.at(chosen, np.concatenate([places, progress.places]).astype(np.int64))
     finite = np.isfinite(columns[sweep.space.swept[0]])
     columns = {name: column[finite] for name, column in columns.items()}
+    chosen, is_worst = chosen[finite], is_worst[finite]
     truth = oracle(*columns.values())
     # A kink has a hull for a truth, and where the definition has no value there is nothing to be near to.
     known = truth.settled & ~np.isnan(truth.mid)
     overflow = float(sweep.space.fmt.overflow)
     found = np.clip(sweep.references(columns), -overflow, overflow)  # beyond it all results are ∞
-    error = truth.ulp_error(found, sweep.space.fmt)[known]
+    error = truth.ulp_error(found, sweep.space.fmt)
     mistakes = truth.ulp_error(sweep.results(columns), sweep.space.fmt)
-    beyond = _excess(mistakes, progress.errors[chosen[finite]])
-    beyond = np.where(is_worst[finite], np.abs(beyond), beyond)
-    return Audit(int(known.sum()), float(error.max(initial=0)), float(beyond[known].max(initial=0)))
+    beyond = _excess(mistakes, progress.errors[chosen])
+    beyond = np.where(is_worst, np.abs(beyond), beyond)
+    coarse = np.unique(chosen[known & ((error > USEFUL) | (is_worst & (beyond > USEFUL)))])
+    retried = len(coarse) if len(coarse) <= RETRIED else 0
+    if retried:
+        _judge_all(sweep, oracle, progress, coarse)
+        known &= ~np.isin(chosen, coarse)
+    return Audit(int(known.sum()), float(error[known].max(initial=0)), float(beyond[known].max(initial=0)), retried)
+
+
+def _judge_all(sweep: Sweep, oracle: Oracle, progress: Progress, blocks: NDArray[np.int64]) -> None:
+    """Replaces what the loop found in these blocks by what the oracle finds."""
+    for block in blocks:
+        columns = sweep.space.at(np.full(BLOCK, block), np.arange(BLOCK))
+        finite = np.isfinite(columns[sweep.space.swept[0]])
+        errors = sweep.errors(columns)  # also at ±∞ and NaN, where the truth has no enclosure
+        numbers = {name: column[finite] for name, column in columns.items()}
+        truth = oracle(*numbers.values())
+        exact = truth.ulp_error(sweep.results(numbers), sweep.space.fmt)
+        with np.errstate(over="ignore"):  # next to a truth of 10⁻⁴⁰⁰
+            errors[finite] = np.where(np.isnan(truth.mid), 0, exact)
+            progress.places[block], progress.errors[block] = int(np.argmax(errors)), errors.max()
 
 
 def _excess(error: Long, other: NDArray[np.float32]) -> Long:

@@ -47,9 +47,31 @@ class Space:
     def cases(self) -> int:
         return self.blocks * BLOCK
 
-    def columns(self, first: int, count: int) -> dict[str, Tensor]:
-        """The arguments in `count` blocks from `first` on, as tensors that broadcast to [count, 65,536]."""
-        return {name: self._column(name, first, count) for name in self.arguments}
+    def keys(self, first: int, count: int) -> Tensor:
+        """What tells blocks apart, [count, 1]: the upper half of a float32, or the second of two 16-bit numbers."""
+        if self.seconds:
+            return torch.tensor(self.seconds[first : first + count], dtype=torch.int32)[:, None]
+        # 2³² patterns wrap around in 32 bits, as they should.
+        return (torch.arange(first, first + count, dtype=torch.int64) << 16).to(torch.int32)[:, None]
+
+    @property
+    def still(self) -> dict[str, Tensor]:
+        """The arguments that stand still, as scalars."""
+        return {name: torch.tensor(value, dtype=self.fmt.torch_dtype) for name, value in self.fixed.items()}
+
+    def columns(self, keys: Tensor, still: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The arguments in the blocks of `keys`, as tensors that broadcast to [count, 65,536]; can be compiled."""
+        patterns = torch.arange(BLOCK, dtype=torch.int32)[None, :]
+        found = {}
+        for name in self.arguments:
+            if name not in self.swept:
+                found[name] = still[name]
+            elif not self.fmt.is_narrow:
+                found[name] = (patterns + keys).view(torch.float32)
+            else:
+                halves = patterns if name == self.swept[0] else keys
+                found[name] = halves.to(torch.int16).view(self.fmt.torch_dtype)
+        return found
 
     def at(self, blocks: NDArray[np.int64], places: NDArray[np.int64]) -> dict[str, NDArray[np.floating]]:
         """The arguments at single places of blocks, in the carrier's type."""
@@ -63,19 +85,6 @@ class Space:
             else:
                 found[name] = np.full(blocks.shape, self.fixed[name], self.fmt.carrier)
         return found
-
-    def _column(self, name: str, first: int, count: int) -> Tensor:
-        if name == self.swept[0]:
-            patterns = torch.arange(BLOCK, dtype=torch.int32)
-            if self.fmt.is_narrow:
-                return patterns.to(torch.int16).view(self.fmt.torch_dtype)[None, :]
-            # 2³² patterns wrap around in 32 bits, as they should.
-            starts = (torch.arange(first, first + count, dtype=torch.int64) << 16).to(torch.int32)
-            return (patterns + starts[:, None]).view(torch.float32)
-        if name in self.swept:
-            chosen = torch.tensor(self.seconds[first : first + count], dtype=torch.int32)
-            return chosen.to(torch.int16).view(self.fmt.torch_dtype)[:, None]
-        return torch.tensor(self.fixed[name], dtype=self.fmt.torch_dtype)
 
     def _numbers(self, patterns: NDArray[np.int64]) -> NDArray[np.floating]:
         kind = torch.int16 if self.fmt.is_narrow else torch.int32

@@ -7,7 +7,7 @@ asks the oracle about whatever the loop finds.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from verify.formats import Format
 from verify.subject import Subject
 
 CHUNK = 256  # blocks in one call of the loop: 2²⁴ patterns
+_ROUNDING = 16  # ulps of float64 that the reference may be off
 _SLICE = 16  # blocks that eager torch evaluates at once, so that its intermediate results stay in the cache
 
 
@@ -85,31 +86,44 @@ class Sweep:
 
     def chunk(self, first: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """The worst of each of the next `CHUNK` blocks."""
-        columns = self.space.columns(first, min(CHUNK, self.space.blocks - first))
+        keys, still = self.space.keys(first, min(CHUNK, self.space.blocks - first)), self.space.still
         with torch.no_grad():
             if self.backend == "compile":
-                errors, places = self._loop(columns)
+                errors, places = self._loop(keys, still)
             else:
-                errors, places = self._loop(columns, self._eagerly(columns))
+                errors, places = self._loop(keys, still, self._eagerly(self.space.columns(keys, still)))
         return errors.numpy(), places.numpy()
 
     def eager_chunk(self, first: int, blocks: int) -> tuple[Tensor, Tensor]:
         """The same pass in eager torch throughout, to compare times with."""
-        columns = self.space.columns(first, blocks)
         with torch.no_grad():
-            return self._everything(columns)
+            return self._everything(self.space.keys(first, blocks), self.space.still)
 
     def results(self, columns: dict[str, NDArray[Any]]) -> NDArray[Any]:
         """What the code under test returns at single points."""
         fmt = self.space.fmt
+        # What stands still is a scalar, as in the loop: torch may compute scalars by other code.
+        given = [
+            fmt.tensor(column)
+            if name in self.space.swept
+            else torch.tensor(self.space.fixed[name], dtype=fmt.torch_dtype)
+            for name, column in columns.items()
+        ]
         with torch.no_grad():
-            return fmt.array(self._alone(*(fmt.tensor(column) for column in columns.values())))
+            return fmt.array(self._alone(*given))
 
     def references(self, columns: dict[str, NDArray[Any]]) -> NDArray[np.float64]:
         """The reference at single points."""
-        wide = [torch.from_numpy(np.ascontiguousarray(column, np.float64)) for column in columns.values()]
+        with np.errstate(invalid="ignore"):  # signalling NaN
+            wide = [torch.from_numpy(np.ascontiguousarray(column, np.float64)) for column in columns.values()]
         with torch.no_grad():
             found: NDArray[np.float64] = self._wide(*wide).numpy()
+        return found
+
+    def errors(self, columns: dict[str, NDArray[Any]]) -> NDArray[np.float64]:
+        """What the loop finds at single points: the distance of the two, in ulps."""
+        got = torch.from_numpy(self.results(columns)).double()
+        found: NDArray[np.float64] = self._ulps.error(got, torch.from_numpy(self.references(columns))).numpy()
         return found
 
     @property
@@ -122,10 +136,11 @@ class Sweep:
         pieces = ([_rows(column, start) for column in columns.values()] for start in range(0, blocks, _SLICE))
         return torch.cat([self._under_test(*piece) for piece in pieces])
 
-    def _everything(self, columns: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        return self._compared(columns, self._under_test(*columns.values()))
+    def _everything(self, keys: Tensor, still: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        return self._compared(keys, still, self._under_test(*self.space.columns(keys, still).values()))
 
-    def _compared(self, columns: dict[str, Tensor], got: Tensor) -> tuple[Tensor, Tensor]:
+    def _compared(self, keys: Tensor, still: Mapping[str, Tensor], got: Tensor) -> tuple[Tensor, Tensor]:
+        columns = self.space.columns(keys, still)
         reference = self._reference(*(column.double() for column in columns.values()))
         error = self._ulps.error(got.double(), reference)
         worst: tuple[Tensor, Tensor] = error.to(torch.float32).max(-1)
@@ -153,10 +168,12 @@ class Ulps:
     def error(self, got: Tensor, reference: Tensor) -> Tensor:
         """|got − reference| in ulps at the reference, all in float64; by the rules of `Enclosures.ulp_error`.
 
+        A reference that is a power of two, to its own rounding, may stand for a truth just below, where an ulp is half
+        as large: it is measured in those, so that no error is taken for a smaller one.
         ∞ stands where the format's next power of two would. NaN is right where the reference is NaN, and nowhere else.
         """
         right, found = (each.clamp(-self.overflow, self.overflow) for each in (reference, got))
-        exponent = (right.abs().view(torch.int64) >> 52).clamp(self.smallest, self.largest)
+        exponent = ((right.abs().view(torch.int64) - _ROUNDING) >> 52).clamp(self.smallest, self.largest)
         per_ulp = ((2046 + self.precision - 1 - exponent) << 52).view(torch.float64)  # 2^(precision − 1 − exponent)
         error = (found - right).abs() * per_ulp
         both = got.isnan() & reference.isnan()
