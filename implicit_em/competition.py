@@ -49,7 +49,7 @@ def responsibilities(
         return (weights / weights.sum(axis, keepdim=True, dtype=torch.float64)).to(energies.dtype)
     if mixing_logits is None:
         return torch.softmax(-energies, axis)
-    scores, _ = _centered_scores(energies, mixing_logits, axis)
+    scores, _ = centered_scores(energies, mixing_logits, axis)
     return torch.softmax(scores, axis).to(energies.dtype)
 
 
@@ -85,7 +85,7 @@ def log_partition(
         if mixing_logits is not None:
             total = total - torch.logsumexp(_laid_out(mixing_logits, energies, axis).to(total.dtype), axis)
         return total.to(energies.dtype)
-    scores, shift = _centered_scores(energies, mixing_logits, axis)
+    scores, shift = centered_scores(energies, mixing_logits, axis)
     return (torch.logsumexp(scores, axis) - shift.squeeze(axis)).to(energies.dtype)
 
 
@@ -161,7 +161,7 @@ def _component_axis(energies: Tensor, dim: int) -> int:
     return dim if dim < 0 else dim - len(shape)
 
 
-def _centered_scores(energies: Tensor, mixing_logits: Tensor | None, axis: int) -> tuple[Tensor, Tensor]:
+def centered_scores(energies: Tensor, mixing_logits: Tensor | None, axis: int) -> tuple[Tensor, Tensor]:
     """log π − (d − shift) and the shift, which makes the largest score about 0.
 
     The shift carries no gradient: responsibilities do not depend on it, and log_partition takes it off again.

@@ -45,10 +45,10 @@ def responsibilities_budget(energies: Rounded) -> Rounded:
     """All results that softmax(−d) over the last axis can have: its own exp, its sum, a division."""
     arithmetic = energies.arithmetic
     with np.errstate(all="ignore"):
-        gap = _gap(energies)
+        gap = gap_to_smallest(energies)
         weights = Rounded(arithmetic, *arithmetic.widen("softmax_exp", np.exp(gap.low), np.exp(gap.high)))
         # The smallest energy's own term is exactly 1, so the sum is at least 1.
-        total = _at_least_one(sum_in_any_order(weights))
+        total = at_least_one(sum_in_any_order(weights))
         shape = (*total.low.shape, 1)
         total = Rounded(arithmetic, total.low.reshape(shape), total.high.reshape(shape))
         # torch divides, or multiplies by a rounded reciprocal.
@@ -80,9 +80,9 @@ def compensated_budget(energies: Rounded) -> Rounded:
 def log_partition_budget(energies: Rounded) -> Rounded:
     """All results of log Σ exp(d_min − d) − d_min over the last axis."""
     with np.errstate(all="ignore"):
-        gap = _gap(energies)
+        gap = gap_to_smallest(energies)
         weights = gap.rising("exp", np.exp, lambda y: y)
-        total = _at_least_one(sum_in_any_order(weights))
+        total = at_least_one(sum_in_any_order(weights))
         return total.rising("log", np.log, lambda _: 1.0 / total) - smallest(energies)
 
 
@@ -91,7 +91,7 @@ def smallest(energies: Rounded) -> Rounded:
     return Rounded(energies.arithmetic, energies.low.min(-1), energies.high.min(-1))
 
 
-def _gap(energies: Rounded) -> Rounded:
+def gap_to_smallest(energies: Rounded) -> Rounded:
     """d_min − d, rounded once; exactly 0 for the smallest, never positive."""
     least = smallest(energies)
     low, high = least.low[..., None] - energies.high, np.minimum(least.high[..., None] - energies.low, 0)
@@ -104,7 +104,8 @@ def _gap(energies: Rounded) -> Rounded:
     return Rounded(energies.arithmetic, np.where(tied, 0, low), np.where(tied, 0, np.minimum(high, 0)))
 
 
-def _at_least_one(total: Rounded) -> Rounded:
+def at_least_one(total: Rounded) -> Rounded:
+    """A sum of weights of which one is 1."""
     return Rounded(total.arithmetic, np.maximum(total.low, 1), total.high)
 
 

@@ -18,7 +18,9 @@ from verify.formats import Format, format_of, spacing
 from verify.judge import Tally, cell_seed
 from verify.oracle import Enclosures, Long
 from verify.reductions import (
+    at_least_one,
     compensated_budget,
+    gap_to_smallest,
     log_partition_budget,
     responsibilities_budget,
     sum_in_any_order,
@@ -89,22 +91,17 @@ def _gradient_identity(row: Rows, tally: Tally, arithmetic: Arithmetic, fmt: For
     energies = row.energies.astype(np.longdouble)
     truth = true_responsibilities(energies, fmt)
     negated = Enclosures(-truth.mid, -truth.tail, truth.radius, truth.settled)
-    allowed = log_partition_gradient_budget(arithmetic, energies)
+    allowed = log_partition_gradient_budget(arithmetic.point(energies))
     _flat(tally, row, slope, negated, allowed)
 
 
-def log_partition_gradient_budget(arithmetic: Arithmetic, energies: Long) -> Rounded:
+def log_partition_gradient_budget(energies: Rounded) -> Rounded:
     """−exp(score − logsumexp(scores)), torch's backward of logsumexp, score = d_min − d."""
     with np.errstate(all="ignore"):
-        smallest = energies.min(-1, keepdims=True)
-        gap = arithmetic.point(smallest) - arithmetic.point(energies)
-        exact = energies == smallest
-        gap = Rounded(arithmetic, np.where(exact, 0, gap.low), np.where(exact, 0, gap.high))
-        weights = gap.rising("exp", np.exp, lambda y: y)
-        total = sum_in_any_order(weights)
-        total = Rounded(arithmetic, np.maximum(total.low, 1), total.high)
+        gap = gap_to_smallest(energies)
+        total = at_least_one(sum_in_any_order(gap.rising("exp", np.exp, lambda y: y)))
         partition = total.rising("log", np.log, lambda _: 1.0 / total)
-        partition = Rounded(arithmetic, partition.low[..., None], partition.high[..., None])
+        partition = Rounded(energies.arithmetic, partition.low[..., None], partition.high[..., None])
         return -((gap - partition).rising("exp", np.exp, lambda y: y))
 
 
@@ -137,7 +134,7 @@ def _hessian(row: Rows, tally: Tally, arithmetic: Arithmetic, fmt: Format) -> No
         r = truth.mid[0]
         diagonal = np.diag(r)
         true = _exact(diagonal - np.outer(r, r))
-        bound = log_partition_gradient_budget(arithmetic, exact)
+        bound = log_partition_gradient_budget(arithmetic.point(exact))
         with np.errstate(all="ignore"):
             error = np.maximum(np.abs(bound.low + r), np.abs(bound.high + r))[0]
             # Autograd differentiates softmax: g·r − r·Σ(g·r) with the rounded r, each product and difference rounded

@@ -1,0 +1,62 @@
+"""Many components: what is planted in the reductions is seen at 1000 of them, and the truths are definitions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import verify.checks.many_components as many
+from implicit_em import log_partition, posterior_mean, responsibilities
+from verify.finding import Cell, Finding
+from verify.formats import FORMATS
+from verify.settings import Settings
+from verify.subject import load_subject
+
+Reduction = Callable[..., Tensor]
+
+
+def answer(name: str, dtype: str = "float32", components: int = 1000) -> Finding:
+    (check,) = many.CHECKS
+    return check.run(load_subject("learned"), Cell(many.NAME, "learned", f"{name}/{components}", dtype), Settings())
+
+
+FAULTS: tuple[tuple[str, str, str, Reduction], ...] = (
+    ("no weights", "log_partition", "log_partition", lambda d, a, **_: log_partition(d)),
+    ("weights that do not sum to one", "log_partition", "log_partition", lambda d, a: torch.logsumexp(a - d, -1)),
+    ("a component is lost", "log_partition", "log_partition", lambda d, a: log_partition(d, a) + 2.0**-10),
+    ("no weights", "responsibilities", "responsibilities", lambda d, a, **_: responsibilities(d)),
+    ("float16 inside", "responsibilities", "responsibilities", lambda d, a: torch.softmax((a - d).half(), -1).float()),
+    ("the other sign", "gradient", "log_partition", lambda d, a: -log_partition(d, a)),
+    ("the mode for the mean", "posterior_mean", "posterior_mean", lambda d, v, a: v[(d - a).argmin(-1)]),
+    ("no compensation", "compensated", "responsibilities", lambda d, **_: responsibilities(d)),
+)
+
+
+@pytest.mark.parametrize("row", FAULTS, ids=lambda row: f"{row[1]}: {row[0]}")
+def test_a_planted_fault_is_caught(row: tuple[str, str, str, Reduction], monkeypatch: pytest.MonkeyPatch) -> None:
+    _, name, replaced, faulty = row
+    assert answer(name).status == "passed"
+    monkeypatch.setattr(many, replaced, faulty)
+    assert answer(name).status == "failed"
+
+
+def test_the_energies_reach_the_largest_number() -> None:
+    for fmt in FORMATS.values():
+        given = many.rows(fmt, 1000, 0)
+        finite = given.energies[np.isfinite(given.energies)]
+        assert finite.max() > float(fmt.max) / 8
+        assert np.isinf(given.energies).any()
+        assert (fmt.nearest(given.energies) == given.energies).all()
+
+
+def test_the_mean_lies_among_the_values() -> None:
+    given = many.rows(FORMATS["float64"], 1000, 0)
+    mean = posterior_mean(
+        torch.from_numpy(given.energies), torch.from_numpy(given.values), torch.from_numpy(given.logits)
+    )
+    assert (mean.numpy() >= given.values.min()).all()
+    assert (mean.numpy() <= given.values.max()).all()

@@ -1,0 +1,185 @@
+"""Many components: log-partition, responsibilities, posterior mean and gradient over up to 65,536 energies, with mixing
+logits, at scales from a few nats to the format's largest number.
+
+What a kernel makes of its arguments plays no part, so these cells belong to the kernel whose energies are arbitrary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from flint import arb
+from numpy.typing import NDArray
+
+from implicit_em import log_partition, posterior_mean, responsibilities
+from implicit_em.competition import centered_scores
+from verify.checks.check import Check, numeric_cells
+from verify.checks.competition import log_partition_gradient_budget
+from verify.finding import Cell, Finding
+from verify.formats import WIDE, Format, format_of
+from verify.judge import Tally, cell_seed
+from verify.oracle import Enclosures, pack
+from verify.reductions import (
+    compensated_budget,
+    log_partition_budget,
+    log_partition_of,
+    responsibilities_budget,
+    responsibilities_of,
+    settle,
+    sum_in_any_order,
+)
+from verify.rounded import Arithmetic, Rounded, arithmetic_of
+from verify.settings import Settings
+from verify.subject import Subject
+
+NAME = "competition.many"
+COMPONENTS = (1, 1000, 65_536)
+MANY = 1000
+FUNCTIONS = ("log_partition", "responsibilities", "posterior_mean", "gradient", "compensated")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Energies [row, component], one value and one mixing logit per component; numbers of the format and of the one
+    that it is computed in."""
+
+    energies: NDArray[Any]
+    logits: NDArray[Any]
+    values: NDArray[Any]
+
+
+def _cells(subject: Subject, settings: Settings) -> list[Cell]:
+    if subject.kernel.geometry.name != "learned":
+        return []
+    functions = [f"{name}/{count}" for name in FUNCTIONS for count in COMPONENTS]
+    # Of the wide formats: 16 bits are computed in one of them and rounded once.
+    return numeric_cells(NAME, subject, functions, settings, dtypes=WIDE)
+
+
+def rows(fmt: Format, components: int, seed: int) -> Rows:
+    """Up to where e^{−d} leaves float32, and up to the largest number; with fewer components, which cost the oracle
+    less, also a few nats apart, all but equal, and +inf."""
+    rng = np.random.default_rng([seed, components])
+    largest = float(fmt.max) / 4
+    spread = [86.0, largest] if components > MANY else [86.0, largest, 4.0, 2.0**-10, 20.0]
+    energies = np.array(spread)[:, None] * rng.random((len(spread), components))
+    energies[spread.index(86.0)] += 1.0
+    if components <= MANY:
+        energies[-1, rng.random(components) < 0.5] = np.inf
+        energies[-1, 0] = 1.0
+    logits = fmt.computing.nearest(3 * rng.standard_normal(components))
+    return Rows(fmt.nearest(energies), logits, fmt.nearest(rng.standard_normal(components)))
+
+
+def _run(subject: Subject, cell: Cell, settings: Settings) -> Finding:
+    name, _, components = cell.function.partition("/")
+    fmt = format_of(cell.dtype)
+    # One seed for all functions: they share the truth.
+    seed = cell_seed(Cell(NAME, subject.name, components, cell.dtype), settings.seed)
+    given = rows(fmt, int(components), seed)
+    truths = _truths(fmt, int(components), seed)
+    arithmetic = arithmetic_of(cell.dtype, cell.device, cell.backend)
+    got = fmt.array(_RESULTS[name](fmt, given))
+    truth = truths["posterior" if name == "responsibilities" else name]
+    with np.errstate(all="ignore"):
+        allowed = _budget(name, given, arithmetic, fmt)
+    tally = Tally(fmt)
+    low, high = (np.broadcast_to(side, got.shape).ravel() for side in (allowed.low, allowed.high))
+    place = np.indices(got.shape).reshape(got.ndim, -1)
+    columns = dict(zip(("row", "component"), place, strict=False))
+    tally.judge(columns, got.ravel(), truth.reshaped((got.size,)), low, high)
+    return tally.finding(cell)
+
+
+def _gradient(fmt: Format, given: Rows) -> torch.Tensor:
+    leaf = fmt.tensor(given.energies).requires_grad_()
+    (slope,) = torch.autograd.grad(log_partition(leaf, _logits(given)).sum(), leaf)
+    return slope
+
+
+def _logits(given: Rows) -> torch.Tensor:
+    return torch.from_numpy(given.logits)
+
+
+_RESULTS: dict[str, Callable[[Format, Rows], torch.Tensor]] = {
+    "log_partition": lambda fmt, given: log_partition(fmt.tensor(given.energies), _logits(given)),
+    "responsibilities": lambda fmt, given: responsibilities(fmt.tensor(given.energies), _logits(given)),
+    "posterior_mean": lambda fmt, given: posterior_mean(
+        fmt.tensor(given.energies), fmt.tensor(given.values), _logits(given)
+    ),
+    "gradient": _gradient,
+    "compensated": lambda fmt, given: responsibilities(fmt.tensor(given.energies), compensated=True),
+}
+
+
+def _budget(name: str, given: Rows, arithmetic: Arithmetic, fmt: Format) -> Rounded:
+    energies = arithmetic.point(given.energies)
+    if name == "compensated":
+        return compensated_budget(energies)
+    # Mathematically the shift is any number; which one the code takes is seen, and then exact.
+    _, seen = centered_scores(fmt.tensor(given.energies), _logits(given), -1)
+    shift = arithmetic.point(seen.numpy())
+    log_weights = _log_softmax(arithmetic.point(given.logits))
+    centered = (energies - shift) - log_weights
+    if name == "log_partition":
+        return log_partition_budget(centered) - Rounded(arithmetic, shift.low[..., 0], shift.high[..., 0])
+    if name == "gradient":
+        return log_partition_gradient_budget(centered)
+    weights = responsibilities_budget(centered)
+    if name == "responsibilities":
+        return weights
+    # The weights are rounded to the format before they are summed: what they were stays in the interval.
+    low = np.minimum(weights.low, fmt.rounded(weights.low))
+    high = np.maximum(weights.high, fmt.rounded(weights.high))
+    return sum_in_any_order(Rounded(arithmetic, low, high) * arithmetic.point(given.values))
+
+
+def _log_softmax(logits: Rounded) -> Rounded:
+    """(x − max) − log Σ e^{x − max}."""
+    gap = logits - logits.arithmetic.point(logits.high.max(-1))
+    total = sum_in_any_order(gap.rising("exp", np.exp, lambda y: y))
+    return gap - total.rising("log", np.log, lambda y: y)
+
+
+@lru_cache(maxsize=4)
+def _truths(fmt: Format, components: int, seed: int) -> dict[str, Enclosures]:
+    """The definitions in Arb, of numbers that are exact."""
+    given = rows(fmt, components, seed)
+    logits, values = given.logits.astype(np.float64).tolist(), given.values.astype(np.float64).tolist()
+    names = ("log_partition", "posterior", "posterior_mean", "compensated")
+    found: dict[str, list[tuple[arb, bool]]] = {name: [] for name in names}
+
+    def mean(balls: list[arb]) -> list[arb]:
+        weights = responsibilities_of(balls)
+        return [*weights, sum((r * value for r, value in zip(weights, values, strict=True)), arb(0))]
+
+    for row in given.energies.astype(np.float64).tolist():
+        weighted = [(arb(d), arb(logit)) for d, logit in zip(row, logits, strict=True)]
+
+        def balls(weighted: list[tuple[arb, arb]] = weighted) -> list[arb]:
+            return [d - logit for d, logit in weighted]
+
+        def partition(balls: list[arb]) -> list[arb]:
+            (total,) = log_partition_of([-arb(logit) for logit in logits])
+            return [log_partition_of(balls)[0] - total]
+
+        found["log_partition"] += settle(balls, partition, fmt)
+        *weights, average = settle(balls, mean, fmt)
+        found["posterior"] += weights
+        found["posterior_mean"].append(average)
+        found["compensated"] += settle(lambda row=row: [arb(d) for d in row], responsibilities_of, fmt)  # type: ignore[misc]
+    count = len(given.energies)
+    packed = {
+        name: pack(each, (count,) if name in ("log_partition", "posterior_mean") else (count, components))
+        for name, each in found.items()
+    }
+    r = packed["posterior"]
+    return packed | {"gradient": Enclosures(-r.mid, -r.tail, r.radius, r.settled)}
+
+
+CHECKS = (Check(NAME, "reductions over up to 65,536 components, with mixing logits, against Arb", _cells, _run),)
