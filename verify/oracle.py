@@ -88,6 +88,11 @@ class Enclosures:
         return np.where(np.isnan(size), np.inf, error)
 
 
+def has_kinks(definition: Expr) -> bool:
+    """Whether it is made of functions that are not smooth."""
+    return bool(expand_atoms(definition).has(sign, Heaviside, Piecewise, Abs, Max, Min))
+
+
 _KEPT = 32
 _RECENT: OrderedDict[tuple[Any, ...], Enclosures] = OrderedDict()
 
@@ -100,7 +105,7 @@ class Oracle:
         self.symbols = tuple(symbols)
         self.fmt = fmt
         self.function = compile_enclosure(self.definition, self.symbols)
-        self.has_kinks = self.definition.has(sign, Heaviside, Piecewise, Abs, Max, Min)
+        self.has_kinks = has_kinks(self.definition)
         self._bits = fmt.precision + GUARD_BITS
         self._floor = arb(float(fmt.min_subnormal)) * arb(2) ** -GUARD_BITS
 

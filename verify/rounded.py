@@ -490,30 +490,46 @@ def run(function: Callable[..., Any], arguments: Sequence[Rounded]) -> Rounded:
 
 def gradients(result: Rounded, inputs: Mapping[str, Rounded]) -> dict[str, Rounded]:
     """∂result/∂input for each input, as autograd accumulates it from a gradient of ones."""
-    order: list[Rounded] = []
-    seen: set[int] = set()
-
-    def visit(node: Rounded) -> None:
-        stack = [(node, False)]
-        while stack:
-            current, done = stack.pop()
-            if done:
-                order.append(current)
-            elif id(current) not in seen:
-                seen.add(id(current))
-                stack.append((current, True))
-                stack.extend((parent, False) for parent, _ in current.parents)
-
-    visit(result)
     sums: dict[int, Rounded] = {id(result): result._lift(1.0)}
     with np.errstate(all="ignore"):
-        for node in reversed(order):
+        for node in reversed(_in_order(result)):
             incoming = sums.get(id(node))
             if incoming is None:
                 continue
             for parent, vjp in node.parents:
-                share = vjp(incoming)
-                known = sums.get(id(parent))
-                sums[id(parent)] = share if known is None else known + share
+                _accumulate(sums, parent, vjp(incoming))
     zero = result._lift(0.0)
     return {name: sums.get(id(node), zero) for name, node in inputs.items()}
+
+
+def tangent(result: Rounded, variable: Rounded) -> Rounded:
+    """∂result/∂variable as forward mode forms it: torch's forward formulas of elementwise functions are the backward
+    ones, applied to tangents from the first operation to the last."""
+    sums: dict[int, Rounded] = {id(variable): result._lift(1.0)}
+    with np.errstate(all="ignore"):
+        for node in _in_order(result):
+            for parent, vjp in node.parents:
+                if id(parent) in sums:
+                    _accumulate(sums, node, vjp(sums[id(parent)]))
+    return sums.get(id(result), result._lift(0.0))
+
+
+def _accumulate(sums: dict[int, Rounded], node: Rounded, share: Rounded) -> None:
+    known = sums.get(id(node))
+    sums[id(node)] = share if known is None else known + share
+
+
+def _in_order(result: Rounded) -> list[Rounded]:
+    """All that `result` was made of, each after its own parents."""
+    order: list[Rounded] = []
+    seen: set[int] = set()
+    stack = [(result, False)]
+    while stack:
+        current, done = stack.pop()
+        if done:
+            order.append(current)
+        elif id(current) not in seen:
+            seen.add(id(current))
+            stack.append((current, True))
+            stack.extend((parent, False) for parent, _ in current.parents)
+    return order

@@ -1,8 +1,8 @@
 """Logistic density: the energy that the seed names, softplus on both sides."""
 
-from sympy import Abs, exp, log, tanh
+from sympy import exp, log, tanh
 
-from derivations.atoms import log1p, logcosh_absolute, sech2, softplus, tanh_ratio
+from derivations.atoms import logcosh_absolute, sech2, softplus, tanh_ratio
 from derivations.geometry import m, u, z
 from derivations.kernel import Fact, Kernel
 from derivations.parameter import Parameter
@@ -18,7 +18,8 @@ KERNEL = Kernel(
     parameters=[alpha],
     source="Verhulst (1845); the logistic distribution without its factor α",
     stable={
-        "energy": alpha * Abs(u) + 2 * log1p(exp(-alpha * Abs(u))),
+        # Not by |u|: autograd's second derivative of that is 0 at u = 0, for α²/2.
+        "energy": softplus(alpha * u) + softplus(-alpha * u),
         "influence": alpha * tanh(alpha * u / 2),
         "irls_weight": alpha * tanh_ratio(alpha / 2, u),
         "activation": tanh(alpha * z) * tanh(alpha * m) / (1 + overlap),

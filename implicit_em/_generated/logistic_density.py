@@ -5,7 +5,7 @@ from torch import Tensor
 
 from implicit_em.primitives import tanh_ratio
 
-SPEC = "69eb4bb3d894d4bae8805ea97572d20555a350b6b2da0f007f52f2d68675af1a"
+SPEC = "7d985e35f8a559a9c2498795d2dfb4cb6aff99110363bdf98d5567bfa8030e8a"
 NAME = "logistic_density"
 GEOMETRY = "location"
 EVEN = True
@@ -23,16 +23,32 @@ FUNCTIONS = {
 
 
 def energy(z: Tensor, mu: Tensor, alpha: Tensor) -> Tensor:
-    """alpha*|u| + 2*log1p(exp(-alpha*|u|))"""
+    """softplus(-alpha*u) + softplus(alpha*u)"""
     u = z - mu
-    t1 = torch.abs(u)
-    t2 = t1 * alpha
-    t3 = -t2
-    t4 = torch.exp(t3)
-    t5 = torch.log1p(t4)
-    t6 = 2.0 * t5
-    t7 = t2 + t6
-    return t7
+    t1 = u * alpha
+    t2 = t1 < 0.0
+    t3 = -t1
+    t4 = torch.clamp(t3, min=0.0)
+    t5 = -t4
+    t6 = torch.exp(t5)
+    t7 = torch.log1p(t6)
+    t8 = t7 - t1
+    t9 = torch.clamp(t3, max=0.0)
+    t10 = torch.exp(t9)
+    t11 = torch.log1p(t10)
+    t12 = torch.where(t2, t8, t11)
+    t13 = t1 > 0.0
+    t14 = torch.clamp(t1, min=0.0)
+    t15 = -t14
+    t16 = torch.exp(t15)
+    t17 = torch.log1p(t16)
+    t18 = t1 + t17
+    t19 = torch.clamp(t1, max=0.0)
+    t20 = torch.exp(t19)
+    t21 = torch.log1p(t20)
+    t22 = torch.where(t13, t18, t21)
+    t23 = t12 + t22
+    return t23
 
 
 def influence(u: Tensor, alpha: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ NAME = "error_bound"
 # m and the parameters run from their defaults divided by so much to as many times their defaults.
 REACH = {"line": 1.0, "box": 2.0}
 GIVEN = "given the measured rounding errors of the primitives"
+BACKENDS: dict[Profile, tuple[str, ...]] = {"quick": ("eager",), "standard": ("eager",), "deep": ("eager", "compile")}
 DOMAINS: dict[Profile, tuple[str, ...]] = {"quick": ("line",), "standard": ("line",), "deep": ("line", "box")}
 PIECES: dict[Profile, int] = {"quick": 4096, "standard": 4096, "deep": 65_536}
 
@@ -35,7 +36,7 @@ def _cells(subject: Subject, settings: Settings) -> list[Cell]:
         return []
     names = [name for name in functions_of(subject) if name not in subject.handwritten]
     functions = [f"{name}/{domain}" for name in names for domain in DOMAINS[settings.profile]]
-    return numeric_cells(NAME, subject, functions, settings, dtypes=WIDE, backends=("eager", "compile"))
+    return numeric_cells(NAME, subject, functions, settings, dtypes=WIDE, backends=BACKENDS[settings.profile])
 
 
 def _run(subject: Subject, cell: Cell, settings: Settings) -> Finding:
