@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from implicit_em.contraction import contract
+
 
 def responsibilities(
     energies: Float[Tensor, "*batch component"],
@@ -127,7 +129,7 @@ def posterior_mean(
         axis = -1
     rows = _component_rows(values, weights.shape, axis - feature_dims, feature_dims)
     dtype = torch.promote_types(weights.dtype, values.dtype)
-    mean = torch.einsum("...k,...kf->...f", weights.to(dtype), rows.to(dtype))
+    mean = contract("...k,...kf->...f", weights.to(dtype), rows.to(dtype))
     return mean.reshape(*mean.shape[:-1], *values.shape[values.ndim - feature_dims :])
 
 

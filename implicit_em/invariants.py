@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from implicit_em.contraction import contract
+
 
 def norm(u: Float[Tensor, "*batch feature"]) -> Float[Tensor, "*batch"]:
     """‖u‖ without overflow or underflow on the way, and with gradient 0, not NaN, where u = 0.
@@ -50,7 +52,7 @@ def cosine(x: Float[Tensor, "*#batch feature"], mu: Float[Tensor, "*#batch featu
     Accuracy: finding `real_data`.
     """
     _same_features(x, mu)
-    return torch.einsum("...d,...d->...", unit_vector(x), unit_vector(mu))
+    return contract("...d,...d->...", unit_vector(x), unit_vector(mu))
 
 
 def cosine_gradient(
@@ -89,14 +91,14 @@ def precision_inner(
     Accuracy: finding `real_data`.
     """
     _same_features(x, mu)
-    return torch.einsum("...d,...d->...", *(_whitened(point, precision_cholesky) for point in (x, mu)))
+    return contract("...d,...d->...", *(_whitened(point, precision_cholesky) for point in (x, mu)))
 
 
 def precision_inner_gradient(
     mu: Float[Tensor, "*batch feature"], precision_cholesky: Float[Tensor, "*#batch feature feature"]
 ) -> Float[Tensor, "*batch feature"]:
     """∂(xᵀΣ⁻¹μ)/∂x = Σ⁻¹μ = P(Pᵀμ)."""
-    return torch.einsum("...de,...e->...d", precision_cholesky, _whitened(mu, precision_cholesky))
+    return contract("...de,...e->...d", precision_cholesky, _whitened(mu, precision_cholesky))
 
 
 def log_det(precision_cholesky: Float[Tensor, "*batch feature feature"]) -> Float[Tensor, "*batch"]:
@@ -159,7 +161,7 @@ def _whitened(u: Tensor, precision_cholesky: Tensor) -> Tensor:
             f"expected precision_cholesky of shape [..., {u.shape[-1]}, {u.shape[-1]}], "
             f"got {tuple(precision_cholesky.shape)}"
         )
-    return torch.einsum("...d,...de->...e", u, precision_cholesky)
+    return contract("...d,...de->...e", u, precision_cholesky)
 
 
 def _same_features(x: Tensor, mu: Tensor) -> None:

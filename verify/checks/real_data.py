@@ -61,7 +61,7 @@ def _run(subject: Subject, cell: Cell, settings: Settings) -> Finding:
 
 
 def _judge(tally: Tally, subject: Subject, lift: str, given: Problem, arithmetic: Arithmetic) -> None:
-    energies = _energies(subject, lift, given, arithmetic.fmt)
+    energies = energies_of(subject, lift, given, arithmetic.fmt)
     with np.errstate(all="ignore"):
         allowed = _allowed(subject, lift, given, arithmetic)
     rows = _true_rows(subject, lift, given)
@@ -99,7 +99,7 @@ def _network(u: Tensor) -> Tensor:
     return u.abs().amax(-1)
 
 
-def _energies(subject: Subject, lift: str, given: Problem, fmt: Format) -> Tensor:
+def energies_of(subject: Subject, lift: str, given: Problem, fmt: Format) -> Tensor:
     x, mu = torch.from_numpy(given.x), torch.from_numpy(given.mu)
     parameters: dict[str, Any] = {symbol.name: symbol.default for symbol in _parameters(subject)}
     if subject.kernel.geometry.name == "quadratic":
