@@ -17,6 +17,7 @@ from derivations import KernelError
 from verify.cli import HELD, INTERRUPTED, WRONG, main
 from verify.exhaust import Progress, Space, Sweep, exhaust, judgement, space_of
 from verify.exhaust import sweep as sweeping
+from verify.exhaust.command import contradicted
 from verify.exhaust.sweep import Ulps
 from verify.finding import Cell, Finding
 from verify.formats import FORMATS
@@ -268,6 +269,18 @@ class TestResuming:
         progress.done[:] = True
         progress.store()
         assert not Progress.start(self.SPACE, progress.path).done.any()
+
+
+def test_a_sweep_and_a_bound_may_not_contradict_each_other() -> None:
+    found = swept(LAPLACE, "influence", space_of(LAPLACE, "influence", BF16))
+    large = replace(found, largest=3.0, worst={"u": (2.0).hex(), "b": (1.0).hex()})
+    bound = replace(found, status="passed", basis="proved", budget=2.0, unit="ulp", reason="boxes")
+    domain = {"u": (-4.0, 4.0), "b": (1.0, 1.0)}
+    assert contradicted(large, domain, bound).status == "failed"
+    assert "proved bound of 2 ulp" in (contradicted(large, domain, bound).reason or "")
+    assert contradicted(large, domain, replace(bound, budget=3.5)) is large
+    assert contradicted(large, {"u": (-1.0, 1.0), "b": (1.0, 1.0)}, bound) is large
+    assert contradicted(large, domain, replace(bound, unit="u")) is large
 
 
 class TestTheCommand:

@@ -10,6 +10,7 @@ import pytest
 from sympy import Symbol, exp, log
 
 import implicit_em
+from verify.checks.gradients import Vanished
 from verify.finding import Cell, Finding, Report
 from verify.formats import FORMATS
 from verify.judge import Tally, cell_seed, point
@@ -227,3 +228,14 @@ def test_code_that_was_asked_for_and_could_not_run_is_no_success() -> None:
     assert not Report({}, 2, [exact, skipped]).ok
     assert Report({}, 3, [exact, skipped, ran]).ok
     assert Report({}, 1, [exact]).ok
+
+
+def test_saturation_is_told_apart_from_underflow() -> None:
+    """tanh′ = 1 − y² is 0 once y has rounded to 1; a slope below the smallest number is 0 as well, and rightly so."""
+    fmt = FORMATS["float32"]
+    mid = np.array([1e-20, 1e-60, 0.0, 0.5], np.longdouble)
+    truth = Enclosures(mid, mid * 0, mid * 0, np.ones(4, np.bool_))
+    vanished = Vanished()
+    vanished.count(np.array([0.0, 0.0, 0.0, 0.5], np.float32), truth, fmt)
+    assert (vanished.saturated, vanished.underflowed) == (1, 1)
+    assert Vanished().reason == ""

@@ -219,6 +219,10 @@ class Rounded:
     def dtype(self) -> Any:
         return self.arithmetic.fmt.torch_dtype
 
+    def ends(self, shape: tuple[int, ...]) -> tuple[Long, Long]:
+        """Both ends at every point of `shape`: code whose result does not depend on an argument gives fewer."""
+        return np.broadcast_to(self.low, shape), np.broadcast_to(self.high, shape)
+
     @property
     def _holds_zero(self) -> NDArray[np.bool_]:
         return (self.low <= 0) & (self.high >= 0)

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
-
 from verify.checks.check import Check, advice, numeric_cells
 from verify.finding import Cell, Finding
 from verify.formats import format_of
@@ -60,7 +58,7 @@ def _run(subject: Subject, cell: Cell, settings: Settings) -> Finding:
             tally.judge_errors(batch.columns, truth.ulp_error(got, fmt), budget, truth, got)
             return
         allowed = run(program, [arithmetic.point(column) for column in columns])
-        low, high = (np.broadcast_to(side, columns[0].shape) for side in (allowed.low, allowed.high))
+        low, high = allowed.ends(columns[0].shape)
         tally.judge(batch.columns, got, truth, low, high)
 
     # The mixed budget asks the oracle twice more for each argument.

@@ -54,7 +54,7 @@ def _run(subject: Subject, cell: Cell, settings: Settings) -> Finding:
         got = fmt.array(function(*(fmt.tensor(column) for column in columns.values())))
         truth = oracle(*columns.values())
         allowed = run(program, [arithmetic.point(column) for column in columns.values()])
-        low, high = (np.broadcast_to(side, got.shape) for side in (allowed.low, allowed.high))
+        low, high = allowed.ends(got.shape)
         tally.judge(columns, got, truth, low, high)
     # An input without a defined truth was not judged: then not every one was.
     return tally.finding(cell, basis="sampled" if tally.undefined else "exhaustive")

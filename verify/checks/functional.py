@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from sympy import Expr, Symbol
 from torch import Tensor
@@ -93,7 +92,7 @@ def _run(subject: Subject, cell: Cell, settings: Settings) -> Finding:
         got = fmt.array(METHODS[method](implementation, batch.tensors("contiguous")))
         truth = oracle(*columns)
         allowed = _allowed(method, run(program, points := [arithmetic.point(column) for column in columns]), points[0])
-        low, high = (np.broadcast_to(side, columns[0].shape) for side in (allowed.low, allowed.high))
+        low, high = allowed.ends(columns[0].shape)
         budget = mixed_budget(oracle, columns, truth, fmt, lost=allowed) if method == "second" else None
         tally.judge_specified(batch.columns, got, truth, low, high, budget)
 

@@ -89,7 +89,7 @@ def _run(subject: Subject, cell: Cell, settings: Settings) -> Finding:
     with np.errstate(all="ignore"):
         allowed = _budget(name, given, arithmetic, fmt)
     tally = Tally(fmt)
-    low, high = (np.broadcast_to(side, got.shape).ravel() for side in (allowed.low, allowed.high))
+    low, high = (side.ravel() for side in allowed.ends(got.shape))
     place = np.indices(got.shape).reshape(got.ndim, -1)
     columns = dict(zip(("row", "component"), place, strict=False))
     tally.judge(columns, got.ravel(), truth.reshaped((got.size,)), low, high)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from derivations import KernelError
-from verify.bounds import domain_of
+from verify.bounds import Domain, domain_of
 from verify.checks.check import expected
 from verify.checks.error_bound import NAME, PIECES, REACH, bounded, functions_of
 from verify.environment import default_jobs, environment, primitive_tables
@@ -142,16 +142,34 @@ def sweep_all(
 
 
 def _answered(item: Planned, compare: bool, told: Callable[[float], None]) -> Iterator[Finding]:
+    bounds = []
+    for cell, reach in zip(item.bounds, REACH.values(), strict=False):
+        domain = domain_of(item.subject, item.cell.function, format_of(cell.dtype), reach, item.at)
+        bound = bounded(item.subject, cell, domain, PIECES["standard"], cell_seed(cell, item.seed))
+        bounds.append((domain, expected(item.subject, bound)))
     if item.sweep is not None:
         space, progress = item.sweep
         finding = exhaust(item.subject, item.cell, space, progress, seed=item.seed, on_progress=told)
         if compare:
             finding = replace(finding, reason=f"{finding.reason}; {_compared(item, space)}")
+        for domain, bound in bounds:
+            finding = contradicted(finding, domain, bound)
         yield finding
-    for cell, reach in zip(item.bounds, REACH.values(), strict=False):
-        domain = domain_of(item.subject, item.cell.function, format_of(cell.dtype), reach, item.at)
-        finding = bounded(item.subject, cell, domain, PIECES["standard"], cell_seed(cell, item.seed))
-        yield expected(item.subject, finding)
+    yield from (bound for _, bound in bounds)
+
+
+def contradicted(sweep: Finding, domain: Domain, bound: Finding) -> Finding:
+    """The sweep as it was, or failed where it found a larger error than the bound allows on its domain.
+
+    The largest error of all inputs is compared: a bound that holds for it holds for every one of them.
+    """
+    if sweep.largest is None or sweep.worst is None or bound.status != "passed" or bound.unit != "ulp":
+        return sweep
+    inside = all(low <= float.fromhex(sweep.worst[name]) <= high for name, (low, high) in domain.items())
+    if not inside or bound.budget is None or sweep.largest <= bound.budget:
+        return sweep
+    reason = f"larger than the proved bound of {bound.budget:.4g} ulp ({bound.reason})"
+    return replace(sweep, status="failed", reason="; ".join(filter(None, (reason, sweep.reason))))
 
 
 def _compared(item: Planned, space: Space) -> str:

@@ -155,7 +155,7 @@ def _judged(subject: Subject, cell: Cell, sweep: Sweep, oracle: Oracle, progress
     program = subject.program(cell.function)
     arithmetic = arithmetic_of(cell.dtype, cell.device, cell.backend)
     allowed = run(program, [arithmetic.point(column) for column in columns.values()])
-    low, high = (np.broadcast_to(side, got.shape) for side in (allowed.low, allowed.high))
+    low, high = allowed.ends(got.shape)
     tally = Tally(space.fmt)
     tally.judge(columns, got, truth, low, high)
     if astray.any():
