@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from implicit_em import log_partition, posterior_mean, responsibilities
 from implicit_em.competition import centered_scores
+from verify.backends import compiled
 from verify.checks.check import Check, numeric_cells
 from verify.checks.competition import log_partition_gradient_budget
 from verify.finding import Cell, Finding
@@ -40,6 +41,7 @@ from verify.subject import Subject
 NAME = "competition.many"
 COMPONENTS = (1, 1000, 65_536)
 MANY = 1000
+Reduction = Callable[..., torch.Tensor]
 FUNCTIONS = ("log_partition", "responsibilities", "posterior_mean", "gradient", "compensated")
 
 
@@ -58,7 +60,11 @@ def _cells(subject: Subject, settings: Settings) -> list[Cell]:
         return []
     functions = [f"{name}/{count}" for name in FUNCTIONS for count in COMPONENTS]
     # Of the wide formats: 16 bits are computed in one of them and rounded once.
-    return numeric_cells(NAME, subject, functions, settings, dtypes=WIDE)
+    cells = numeric_cells(NAME, subject, functions, settings, dtypes=WIDE)
+    if settings.profile == "deep":  # to compile takes longer than to compute
+        few = [f"{name}/{MANY}" for name in FUNCTIONS]
+        cells += numeric_cells(NAME, subject, few, settings, dtypes=WIDE, backends=("compile",))
+    return cells
 
 
 def rows(fmt: Format, components: int, seed: int) -> Rows:
@@ -84,7 +90,7 @@ def _run(subject: Subject, cell: Cell, settings: Settings) -> Finding:
     given = rows(fmt, int(components), seed)
     truths = _truths(fmt, int(components), seed)
     arithmetic = arithmetic_of(cell.dtype, cell.device, cell.backend)
-    got = fmt.array(_RESULTS[name](fmt, given))
+    got = fmt.array(_result(name, fmt, given, compiled if cell.backend == "compile" else lambda function: function))
     truth = truths["posterior" if name == "responsibilities" else name]
     with np.errstate(all="ignore"):
         allowed = _budget(name, given, arithmetic, fmt)
@@ -96,25 +102,22 @@ def _run(subject: Subject, cell: Cell, settings: Settings) -> Finding:
     return tally.finding(cell)
 
 
-def _gradient(fmt: Format, given: Rows) -> torch.Tensor:
-    leaf = fmt.tensor(given.energies).requires_grad_()
-    (slope,) = torch.autograd.grad(log_partition(leaf, _logits(given)).sum(), leaf)
-    return slope
-
-
 def _logits(given: Rows) -> torch.Tensor:
     return torch.from_numpy(given.logits)
 
 
-_RESULTS: dict[str, Callable[[Format, Rows], torch.Tensor]] = {
-    "log_partition": lambda fmt, given: log_partition(fmt.tensor(given.energies), _logits(given)),
-    "responsibilities": lambda fmt, given: responsibilities(fmt.tensor(given.energies), _logits(given)),
-    "posterior_mean": lambda fmt, given: posterior_mean(
-        fmt.tensor(given.energies), fmt.tensor(given.values), _logits(given)
-    ),
-    "gradient": _gradient,
-    "compensated": lambda fmt, given: responsibilities(fmt.tensor(given.energies), compensated=True),
-}
+def _result(name: str, fmt: Format, given: Rows, through: Callable[[Reduction], Reduction]) -> torch.Tensor:
+    """What the library returns; `through` compiles, or does not."""
+    energies, logits = fmt.tensor(given.energies), _logits(given)
+    if name == "compensated":
+        return through(partial(responsibilities, compensated=True))(energies)
+    if name == "responsibilities":
+        return through(responsibilities)(energies, logits)
+    if name == "posterior_mean":
+        return through(posterior_mean)(energies, fmt.tensor(given.values), logits)
+    leaf = energies.requires_grad_(name == "gradient")
+    partition = through(log_partition)(leaf, logits)
+    return partition if name == "log_partition" else torch.autograd.grad(partition.sum(), leaf)[0]
 
 
 def _budget(name: str, given: Rows, arithmetic: Arithmetic, fmt: Format) -> Rounded:
