@@ -530,12 +530,22 @@ def primitives(
 
 @contextmanager
 def _fraction(what: str) -> Iterator[Callable[[str, float], None]]:
-    """A bar on stderr for work that tells the fraction that is done."""
+    """A bar on stderr for work that tells the fraction that is done; without a terminal, a line for each part."""
     console = Console(stderr=True, highlight=False)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    told = ""
+
+    def advance(name: str, done: float) -> None:
+        nonlocal told
+        if console.is_terminal:
+            progress.update(bar, completed=done, description=f"{what}: {name}")
+        elif name != told:
+            click.echo(f"{done * 100:3.0f} %  {what} {name}", err=True)
+        told = name
+
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task(what, total=1.0)
-        yield lambda name, done: progress.update(bar, completed=done, description=f"{what}: {name}")
+        yield advance
 
 
 @commands.command(

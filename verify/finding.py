@@ -10,6 +10,7 @@ Status = Literal["passed", "failed", "expected_failure", "undecided", "not_run"]
 Basis = Literal["proved", "exhaustive", "sampled"]
 
 SCHEMA = 1
+INTERRUPTED = "interrupted"  # the reason of what was not reached
 STATUSES: tuple[Status, ...] = get_args(Status)
 
 

@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from derivations import KernelError
 from verify.checks.check import Check
 from verify.environment import default_jobs, environment, missing, primitive_tables
-from verify.finding import Cell, Finding, Report
+from verify.finding import INTERRUPTED, Cell, Finding, Report
 from verify.settings import Settings
 from verify.subject import Subject
 from verify.workers import WORKBENCH, Page, Task, Workbench, execute, reproduce, subject
@@ -128,7 +128,7 @@ def run(
             "seconds": round(time.monotonic() - clock, 2),
         },
         planned=len(planned),
-        findings=[found.get(cell) or _not_run(spec, cell, settings, "interrupted") for spec, cell in planned],
+        findings=[found.get(cell) or _not_run(spec, cell, settings, INTERRUPTED) for spec, cell in planned],
         kernels={name: gathered[name] for name in kernels.values() if name in gathered},
     )
     if interrupted:

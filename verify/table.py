@@ -10,7 +10,7 @@ from rich.console import RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
-from verify.finding import Finding, Report, Status
+from verify.finding import INTERRUPTED, Finding, Report, Status
 from verify.report.notation import (
     MARKS,
     WORDS,
@@ -180,8 +180,10 @@ def _skipped(report: Report) -> Iterator[RenderableType]:
 
 def _verdict(report: Report) -> Text:
     total = Tally.of(report.findings)
-    mark, style = (MARKS["passed"], STYLES["passed"]) if report.ok else (MARKS["failed"], STYLES["failed"])
-    return Text(f"{mark} {headline(total)}", style=style)
+    status: Status = "passed" if report.ok else "failed"
+    if report.ok and any(finding.reason == INTERRUPTED for finding in report.findings):
+        status = "not_run"  # what was finished holds, and that is no verdict on the rest
+    return Text(f"{MARKS[status]} {headline(total)}", style=STYLES[status])
 
 
 def _rests_on(report: Report) -> Iterator[Text]:

@@ -20,7 +20,7 @@ from verify.environment import default_jobs, environment, primitive_tables
 from verify.exhaust.judgement import CHECK, exhaust
 from verify.exhaust.space import SWEPT, Space, default_targets, space_of, targets_of
 from verify.exhaust.sweep import CHUNK, Progress, Sweep
-from verify.finding import Cell, Finding, Report
+from verify.finding import INTERRUPTED, Cell, Finding, Report
 from verify.formats import format_of
 from verify.journal import fingerprint
 from verify.judge import cell_seed
@@ -125,7 +125,7 @@ def sweep_all(
         finished = False
     cells = [(cell, item) for item in plan for cell in item.cells]
     findings += [
-        Finding(cell, "not_run", None, 0, reason="interrupted", reproduce=item.reproduce)
+        Finding(cell, "not_run", None, 0, reason=INTERRUPTED, reproduce=item.reproduce)
         for cell, item in cells[len(findings) :]
     ]
     if finished:
