@@ -17,7 +17,7 @@ from rich.console import Console
 
 import verify.runner
 from verify.cli import FOUND, HELD, INTERRUPTED, WRONG, commands, main
-from verify.finding import Cell, Finding, Report
+from verify.finding import INTERRUPTED, Cell, Finding, Report
 from verify.table import summary
 from verify.template import kernel_file
 
@@ -262,6 +262,14 @@ def test_a_clean_summary_says_so() -> None:
     text = "\n".join(_lines(clean))
     assert "✓ all 3 cells hold" in text
     assert "failed and" not in text
+
+
+def test_an_interrupted_run_is_no_success() -> None:
+    report = _everything()
+    left = replace(report.findings[6], reason=INTERRUPTED)
+    text = "\n".join(_lines(Report(report.environment, 4, [*report.findings[:3], left])))
+    assert "– 3 of 4 cells hold, 1 not run" in text
+    assert "✓ 3 of 4" not in text
 
 
 def test_colour_is_left_out_where_it_is_not_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
