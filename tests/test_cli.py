@@ -15,9 +15,10 @@ import pytest
 import test_runner as fakes
 from rich.console import Console
 
+import verify.finding
 import verify.runner
 from verify.cli import FOUND, HELD, INTERRUPTED, WRONG, commands, main
-from verify.finding import INTERRUPTED, Cell, Finding, Report
+from verify.finding import Cell, Finding, Report
 from verify.table import summary
 from verify.template import kernel_file
 
@@ -266,7 +267,7 @@ def test_a_clean_summary_says_so() -> None:
 
 def test_an_interrupted_run_is_no_success() -> None:
     report = _everything()
-    left = replace(report.findings[6], reason=INTERRUPTED)
+    left = replace(report.findings[6], reason=verify.finding.INTERRUPTED)
     text = "\n".join(_lines(Report(report.environment, 4, [*report.findings[:3], left])))
     assert "– 3 of 4 cells hold, 1 not run" in text
     assert "✓ 3 of 4" not in text
