@@ -38,7 +38,7 @@ class RealNumbers(Arithmetic):
         room = np.abs(exact) * np.finfo(np.float64).eps if not float(value * 2**_SHORT).is_integer() else 0
         return Rounded(self, np.asarray(exact - room), np.asarray(exact + room))
 
-    def widen(self, name: str, low: Long, high: Long) -> tuple[Long, Long]:
+    def widen(self, name: str, low: Long, high: Long, scales: Any = False) -> tuple[Long, Long]:
         low, high = np.where(low == np.inf, _LARGEST, low), np.where(high == -np.inf, -_LARGEST, high)
         return low - np.abs(low) * MARGIN - _TINY, high + np.abs(high) * MARGIN + _TINY
 
@@ -90,6 +90,10 @@ class Deviation:
         """The smallest |value|, computed or exact."""
         return np.minimum(_near(self.code), _near(self.exact))
 
+    @property
+    def _is_power_of_two(self) -> Any:
+        return self.code.is_power_of_two & (self.error == 0)
+
     def _lift(self, value: Any) -> Deviation:
         if isinstance(value, Deviation):
             return value
@@ -111,14 +115,16 @@ class Deviation:
             + _product(self.absolute, other.absolute)
         )
         relative = _compound(self.relative, other.relative)
-        return _made("mul", self.code * other.code, _times(self.exact, other.exact), relative, absolute)
+        scales = self._is_power_of_two | other._is_power_of_two
+        return _made("mul", self.code * other.code, _times(self.exact, other.exact), relative, absolute, scales)
 
     def __truediv__(self, other: Any) -> Deviation:
         other = self._lift(other)
         divisor = _inverse(other.whole)
         absolute = _product(_ratio(self.absolute, _near(other.exact)), 1 + divisor)
         relative = _compound(self.relative, divisor)
-        return _made("div", self.code / other.code, self.exact / other.exact, relative, absolute)
+        scales = other._is_power_of_two
+        return _made("div", self.code / other.code, self.exact / other.exact, relative, absolute, scales)
 
     def __neg__(self) -> Deviation:
         return Deviation(-self.code, -self.exact, self.relative, self.absolute)
@@ -230,17 +236,25 @@ def _apart(code: Rounded, exact: Rounded) -> Long:
     return np.where(same, 0, _known(distance))
 
 
-def _made(name: str | None, code: Rounded, exact: Rounded, relative: Long, absolute: Long) -> Deviation:
-    """The result of an operation: the errors that came in, and its own rounding (none where `name` is None)."""
+def _made(
+    name: str | None, code: Rounded, exact: Rounded, relative: Long, absolute: Long, scales: Any = False
+) -> Deviation:
+    """The result of an operation: the errors that came in, and its own rounding.
+
+    Args:
+        name: of the primitive; None where nothing is rounded.
+        scales: where the operation only moves the exponent.
+    """
     least = _near(exact)
     relative, absolute = _known(relative), _known(absolute)
     if name is not None:
         unit, floor, above_one = code.arithmetic.rounding(name)
+        own = np.where(scales, 0, unit)
         edge = 2 * code.arithmetic.fmt.min_normal
         if above_one:
-            absolute = absolute + unit * np.maximum(1, np.maximum(_far(exact), _far(code)))
+            absolute = absolute + own * np.maximum(1, np.maximum(_far(exact), _far(code)))
         else:
-            relative, absolute = _compound(relative, unit), absolute * (1 + unit)
+            relative, absolute = _compound(relative, own), absolute * (1 + own)
         absolute = absolute + np.where(least < edge, floor, 0)
         # Overflow is no relative error.
         relative = np.where(np.isinf(code.low) | np.isinf(code.high), np.inf, relative)
@@ -432,7 +446,8 @@ def _tanh_ratio(a: Deviation, x: Deviation) -> Deviation:
     code = rounded._tanh_ratio(a.code, x.code)
     real = a.exact.arithmetic
     near, far = _near(product.exact), _far(product.exact)
-    low, high = real.widen("div", *(_condition(end, lambda v: np.tanh(v) / v) for end in (far, near)))
+    least, most = (_condition(end, lambda v: np.tanh(v) / v) for end in (far, near))
+    low, high = real.widen("div", least, most)
     exact = _times(a.exact, Rounded(real, low, high))
     unit, floor, _ = code.arithmetic.rounding("tanh")
     division, _, _ = code.arithmetic.rounding("div")

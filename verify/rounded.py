@@ -77,10 +77,15 @@ class Arithmetic:
         floor = (np.longdouble(max(primitive.absolute, 0.5 * correct)) + MARGIN) * self.fmt.min_subnormal
         return relative, floor, primitive.reference_scale != "|y|"
 
-    def widen(self, name: str, low: Long, high: Long) -> tuple[Long, Long]:
-        """The interval of rounded results, for exact results in [low, high]."""
+    def widen(self, name: str, low: Long, high: Long, scales: NDArray[np.bool_] | bool = False) -> tuple[Long, Long]:
+        """The interval of rounded results, for exact results in [low, high].
+
+        Args:
+            scales: where the operation only moves the exponent: nothing but underflow and overflow is lost.
+        """
         primitive, fmt = self.table[name], self.fmt
-        relative, floor, above_one = self.rounding(name)
+        unit, floor, above_one = self.rounding(name)
+        relative = np.where(scales, 0, unit)
         scale_low, scale_high = np.abs(low), np.abs(high)
         if above_one:
             scale_low, scale_high = np.maximum(scale_low, 1), np.maximum(scale_high, 1)
@@ -161,10 +166,12 @@ class Rounded:
 
     def __mul__(self, other: Any) -> Rounded:
         other = self._lift(other)
-        ends = [a * b for a in (self.low, self.high) for b in (other.low, other.high)]
+        products = [a * b for a in (self.low, self.high) for b in (other.low, other.high)]
         undefined = (self._holds_zero & other._unbounded) | (self._unbounded & other._holds_zero)
-        low, high = _unless(undefined, _least(ends), _most(ends))
-        return self._result("mul", low, high, (self, lambda g: g * other), (other, lambda g: g * self))
+        low, high = _unless(undefined, _least(products), _most(products))
+        scales = self.is_power_of_two | other.is_power_of_two
+        ends = self.arithmetic.widen("mul", low, high, scales)
+        return Rounded(self.arithmetic, *ends, ((self, lambda g: g * other), (other, lambda g: g * self)))
 
     def __truediv__(self, other: Any) -> Rounded:
         other = self._lift(other)
@@ -172,10 +179,11 @@ class Rounded:
         # −0 as an end would give the wrong infinity.
         below, above = other.low + 0.0, np.where(other.high == 0, -0.0, other.high)
         above = np.where((other.high == 0) & (other.low == 0), 0.0, above)
-        ends = [a / b for a in (self.low, self.high) for b in (below, above)]
+        quotients = [a / b for a in (self.low, self.high) for b in (below, above)]
         undefined = straddles | (self._unbounded & other._unbounded) | (self._holds_zero & other._holds_zero)
-        low, high = _unless(undefined, _least(ends), _most(ends))
-        result = self._result("div", low, high, (self, lambda g: g / other))
+        low, high = _unless(undefined, _least(quotients), _most(quotients))
+        ends = self.arithmetic.widen("div", low, high, other.is_power_of_two)
+        result = Rounded(self.arithmetic, *ends, ((self, lambda g: g / other),))
         result.parents = (*result.parents, (other, lambda g: -g * (result / other)))
         return result
 
@@ -218,6 +226,14 @@ class Rounded:
     @property
     def dtype(self) -> Any:
         return self.arithmetic.fmt.torch_dtype
+
+    @property
+    def is_power_of_two(self) -> NDArray[np.bool_]:
+        """Where this is a single number ±2ᵏ, or 0."""
+        single = self.low == self.high
+        if not single.any():
+            return np.asarray(single)
+        return np.asarray(single & ((np.abs(np.frexp(self.low)[0]) == 0.5) | (self.low == 0)))
 
     def ends(self, shape: tuple[int, ...]) -> tuple[Long, Long]:
         """Both ends at every point of `shape`: code whose result does not depend on an argument gives fewer."""
@@ -494,33 +510,41 @@ def run(function: Callable[..., Any], arguments: Sequence[Rounded]) -> Rounded:
 
 def gradients(result: Rounded, inputs: Mapping[str, Rounded]) -> dict[str, Rounded]:
     """∂result/∂input for each input, as autograd accumulates it from a gradient of ones."""
-    sums: dict[int, Rounded] = {id(result): result._lift(1.0)}
+    shares: dict[int, list[Rounded]] = {id(result): [result._lift(1.0)]}
     with np.errstate(all="ignore"):
         for node in reversed(_in_order(result)):
-            incoming = sums.get(id(node))
-            if incoming is None:
-                continue
-            for parent, vjp in node.parents:
-                _accumulate(sums, parent, vjp(incoming))
-    zero = result._lift(0.0)
-    return {name: sums.get(id(node), zero) for name, node in inputs.items()}
+            if id(node) in shares:
+                incoming = _total(shares[id(node)])
+                for parent, vjp in node.parents:
+                    shares.setdefault(id(parent), []).append(vjp(incoming))
+        zero = [result._lift(0.0)]
+        return {name: _total(shares.get(id(node), zero)) for name, node in inputs.items()}
 
 
 def tangent(result: Rounded, variable: Rounded) -> Rounded:
     """∂result/∂variable as forward mode forms it: torch's forward formulas of elementwise functions are the backward
     ones, applied to tangents from the first operation to the last."""
-    sums: dict[int, Rounded] = {id(variable): result._lift(1.0)}
+    known: dict[int, Rounded] = {id(variable): result._lift(1.0)}
     with np.errstate(all="ignore"):
         for node in _in_order(result):
-            for parent, vjp in node.parents:
-                if id(parent) in sums:
-                    _accumulate(sums, node, vjp(sums[id(parent)]))
-    return sums.get(id(result), result._lift(0.0))
+            shares = [vjp(known[id(parent)]) for parent, vjp in node.parents if id(parent) in known]
+            if shares:
+                known[id(node)] = _total(shares)
+        return known.get(id(result), result._lift(0.0))
 
 
-def _accumulate(sums: dict[int, Rounded], node: Rounded, share: Rounded) -> None:
-    known = sums.get(id(node))
-    sums[id(node)] = share if known is None else known + share
+def _total(shares: Sequence[Rounded]) -> Rounded:
+    """The sum in any order: autograd adds up the shares of a number as they arrive."""
+    first, *rest = shares
+    total = first
+    for share in rest:
+        total = total + share
+    if len(shares) < 3:
+        return total
+    unit, floor, _ = total.arithmetic.rounding("add")
+    size = np.asarray(sum(np.maximum(np.abs(share.low), np.abs(share.high)) for share in shares), np.longdouble)
+    room = np.where(np.isfinite(size), len(shares) * (unit * size + floor), 0)
+    return Rounded(total.arithmetic, total.low - room, total.high + room, total.parents)
 
 
 def _in_order(result: Rounded) -> list[Rounded]:
