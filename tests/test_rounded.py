@@ -395,9 +395,25 @@ def test_a_function_that_is_not_known_is_no_silent_pass() -> None:
 
 
 @each_dtype
-def test_a_literal_is_rounded_as_torch_rounds_it(dtype: str) -> None:
+def test_a_literal_holds_what_it_stands_for_and_what_torch_makes_of_it(dtype: str) -> None:
+    fmt = FORMATS[dtype]
     constant = arithmetic(dtype).constant(0.1)
-    assert constant.low == constant.high == np.longdouble(FORMATS[dtype].carrier(0.1))
+    for value in (np.longdouble(1) / 10, np.longdouble(fmt.carrier(0.1))):
+        assert constant.low <= value <= constant.high
+    assert constant.high - constant.low <= 2 * fmt.unit_roundoff * constant.high
+    assert arithmetic(dtype).constant(-0.25).is_power_of_two
+    assert arithmetic(dtype).constant(3.0).low == arithmetic(dtype).constant(3.0).high == 3
+
+
+@each_dtype
+def test_scaling_by_a_power_of_two_is_exact_but_for_underflow(dtype: str) -> None:
+    known = arithmetic(dtype)
+    value = known.point(np.longdouble(FORMATS[dtype].carrier(0.1)))
+    for scaled, exact in ((value * 0.5, value.low / 2), (value / 8.0, value.low / 8), (4.0 * value, value.low * 4)):
+        assert scaled.low == scaled.high == exact
+    assert (value * 3.0).low < value.low * 3 < (value * 3.0).high
+    tiny = known.point(3 * known.fmt.min_subnormal) * 0.5
+    assert tiny.low < 1.5 * known.fmt.min_subnormal < tiny.high
 
 
 @each_dtype

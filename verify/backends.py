@@ -28,7 +28,8 @@ def widened(function: Function) -> Function:
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """`torch.compile` for every size of contiguous arguments, in this process alone."""
     torch._inductor.config.compile_threads = 1  # a worker is a daemon and may have no children
-    torch._dynamo.config.recompile_limit = 64
+    # All functions come through the same few lines of `widened`, and count as recompilations of those.
+    torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 4096
     return torch.compile(function, fullgraph=True, dynamic=True)
 
 

@@ -18,12 +18,10 @@ import numpy as np
 
 from verify import rounded
 from verify.formats import Format, spacing
-from verify.rounded import MARGIN, Arithmetic, Long, Rounded, Truth
+from verify.rounded import MARGIN, Arithmetic, Long, Rounded, Truth, is_short
 
 _LARGEST = np.finfo(np.longdouble).max
 _TINY = np.finfo(np.longdouble).tiny * 8
-# A literal with more binary digits than this behind the point stands for a number that float64 rounds.
-_SHORT = 10
 # A relative bound serves the operations that follow better than an absolute one that is hardly smaller.
 _MUCH = 0.75
 
@@ -35,7 +33,7 @@ class RealNumbers(Arithmetic):
     def constant(self, value: float) -> Rounded:
         """A literal of the source, and the real number that it stands for: within one rounding of float64."""
         exact = np.longdouble(value)
-        room = np.abs(exact) * np.finfo(np.float64).eps if not float(value * 2**_SHORT).is_integer() else 0
+        room = np.abs(exact) * (0 if is_short(value) else np.finfo(np.float64).eps)
         return Rounded(self, np.asarray(exact - room), np.asarray(exact + room))
 
     def widen(self, name: str, low: Long, high: Long, scales: Any = False) -> tuple[Long, Long]:
@@ -97,7 +95,8 @@ class Deviation:
     def _lift(self, value: Any) -> Deviation:
         if isinstance(value, Deviation):
             return value
-        code, exact = self.code.arithmetic.constant(value), self.exact.arithmetic.constant(value)
+        arithmetic = self.code.arithmetic
+        code, exact = arithmetic.point(arithmetic.fmt.nearest(value)), self.exact.arithmetic.constant(value)
         error = np.maximum(code.high - exact.low, exact.high - code.low)
         return Deviation(code, exact, _ratio(error, np.abs(exact.low)), np.zeros_like(error))
 

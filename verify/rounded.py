@@ -34,6 +34,7 @@ MARGIN = np.ldexp(np.longdouble(1), -61)
 # Correctly rounded by IEEE 754: at most half an ulp. A sample sees a little less than that; were it to see more, the
 # measured value would stand.
 IEEE = frozenset({"add", "sub", "mul", "div", "sqrt"})
+_SHORT = 10  # binary digits behind the point
 _ARB_BITS = 96  # well beyond long double's 64
 RANGES: dict[str, tuple[float, float]] = {
     "tanh": (-1.0, 1.0),
@@ -45,6 +46,11 @@ RANGES: dict[str, tuple[float, float]] = {
     "hypot": (0.0, np.inf),
     "scaled_k1": (0.0, np.inf),
 }
+
+
+def is_short(value: float) -> bool:
+    """Whether a literal has so few binary digits that it is the number it stands for, and no rounding of one."""
+    return float(value * 2**_SHORT).is_integer()
 
 
 @dataclass(frozen=True)
@@ -64,8 +70,13 @@ class Arithmetic:
         return Rounded(self, exact, exact)
 
     def constant(self, value: float) -> Rounded:
-        """A literal of the source, rounded to the format as torch does."""
-        return self.point(self.fmt.nearest(value))
+        """A literal of the source, rounded to the format as torch does.
+
+        What it was rounded from stays in the interval, unless it has few digits and so was not rounded.
+        """
+        rounded = self.fmt.nearest(value).astype(np.longdouble)
+        room = np.abs(rounded) * (0 if is_short(value) else self.fmt.unit_roundoff)
+        return Rounded(self, rounded - room, rounded + room)
 
     def rounding(self, name: str) -> tuple[np.longdouble, np.longdouble, bool]:
         """What a primitive may err: relative to |y|, or to max(|y|, 1) if the last says so; and absolutely near 0."""
