@@ -34,6 +34,7 @@ MARGIN = np.ldexp(np.longdouble(1), -61)
 # Correctly rounded by IEEE 754: at most half an ulp. A sample sees a little less than that; were it to see more, the
 # measured value would stand.
 IEEE = frozenset({"add", "sub", "mul", "div", "sqrt"})
+SUMS = frozenset({"add", "sub"})
 _SHORT = 10  # binary digits behind the point
 _ARB_BITS = 96  # well beyond long double's 64
 RANGES: dict[str, tuple[float, float]] = {
@@ -85,7 +86,11 @@ class Arithmetic:
         relative = (
             np.longdouble(error) * self.fmt.unit_roundoff + MARGIN if error > self.exact_up_to else np.longdouble(0)
         )
-        floor = (np.longdouble(max(primitive.absolute, 0.5 * correct)) + MARGIN) * self.fmt.min_subnormal
+        if name in SUMS:
+            # A subnormal sum is a whole multiple of the smallest number, as its terms are: exact, or flushed to zero.
+            floor = np.floor(np.longdouble(primitive.absolute)) * self.fmt.min_subnormal
+        else:
+            floor = (np.longdouble(max(primitive.absolute, 0.5 * correct)) + MARGIN) * self.fmt.min_subnormal
         return relative, floor, primitive.reference_scale != "|y|"
 
     def widen(self, name: str, low: Long, high: Long, scales: NDArray[np.bool_] | bool = False) -> tuple[Long, Long]:
