@@ -150,9 +150,9 @@ def largest_value(
 
     def measure(found: Deviation) -> Long:
         size = np.maximum(np.abs(found.exact.low), np.abs(found.exact.high))
-        return np.where(np.isnan(size), np.inf, size)
+        return _known(size)
 
-    bounds, pieces, counted = _cut(program, arithmetic, domain, measure, most_pieces)
+    bounds, pieces, counted = _cut(program, arithmetic, domain, measure, most_pieces, reals=True)
     oracle = Oracle(subject.definition(function), subject.arguments(function), fmt)
 
     def sizes(columns: list[NDArray[Any]]) -> NDArray[Any]:
@@ -172,10 +172,16 @@ def _bound(
 
 
 def _cut(
-    program: Callable[..., Any], arithmetic: Arithmetic, domain: Domain, measure: Measure, most: int
+    program: Callable[..., Any],
+    arithmetic: Arithmetic,
+    domain: Domain,
+    measure: Measure,
+    most: int,
+    *,
+    reals: bool = False,
 ) -> tuple[Long, _Pieces, int]:
     """Pieces of the domain and a bound for each; the largest are cut until they are close to those of single points."""
-    pieces = _Pieces.of(domain, arithmetic.fmt)
+    pieces = _Pieces.of(domain, arithmetic.fmt, reals=reals)
     bounds = measure(deviation.run(program, arithmetic, pieces.sides))
     counted, reached = len(bounds), 0.0
     for _ in range(_WAVES):
@@ -203,7 +209,7 @@ def _in_ulps(found: Deviation, fmt: Format) -> Long:
         ulps = found.relative / fmt.unit_roundoff + found.absolute / step
         ulps = np.where(spacing(most, fmt) == step, found.error / step, ulps)
         last = np.longdouble(0.5 if fmt.is_narrow else 0)
-        return np.asarray(np.fmin(ulps, apart / step) + last)
+        return _known(np.fmin(ulps, apart / step) + last)
 
 
 def _in_units(found: Deviation, fmt: Format) -> Long:
@@ -211,7 +217,11 @@ def _in_units(found: Deviation, fmt: Format) -> Long:
     with np.errstate(all="ignore"):
         _, most, apart = _sizes(found, fmt)
         last = spacing(most, fmt) / 2 if fmt.is_narrow else np.longdouble(0)
-        return np.asarray((np.fmin(found.error, apart) + last) / fmt.unit_roundoff)
+        return _known((np.fmin(found.error, apart) + last) / fmt.unit_roundoff)
+
+
+def _known(bound: Long) -> Long:
+    return np.asarray(np.where(np.isnan(bound), np.inf, bound))
 
 
 def _sizes(found: Deviation, fmt: Format) -> tuple[Long, Long, Long]:
@@ -222,7 +232,7 @@ def _sizes(found: Deviation, fmt: Format) -> tuple[Long, Long, Long]:
     )
     least = np.where((low <= 0) & (high >= 0), 0, np.minimum(np.abs(low), np.abs(high)))
     apart = np.maximum(code_high - low, high - code_low)
-    return least, np.maximum(np.abs(low), np.abs(high)), np.where(np.isnan(apart), np.inf, apart)
+    return least, np.maximum(np.abs(low), np.abs(high)), _known(apart)
 
 
 @dataclass(frozen=True)
@@ -234,9 +244,9 @@ class _Pieces:
     """The relative width of a piece that is not cut any more: neighbouring numbers are further apart."""
 
     @staticmethod
-    def of(domain: Domain, fmt: Format) -> _Pieces:
+    def of(domain: Domain, fmt: Format, *, reals: bool) -> _Pieces:
         """Cut at 0 and at powers of two, so that no piece holds two signs."""
-        cuts = [_binades(low, high, fmt) for low, high in domain.values()]
+        cuts = [_binades(low, high, fmt, reals=reals) for low, high in domain.values()]
         index = np.meshgrid(*(np.arange(len(low)) for low, _ in cuts), indexing="ij")
         sides = [(low[i.ravel()], high[i.ravel()]) for (low, high), i in zip(cuts, index, strict=True)]
         return _Pieces(sides, fmt.unit_roundoff)
@@ -281,20 +291,26 @@ class _Pieces:
         return replace(self, sides=first).joined(replace(self, sides=second))
 
 
-def _binades(low: float, high: float, fmt: Format) -> tuple[Long, Long]:
-    """[low, high] in pieces between powers of two; the one that reaches 0 holds the smallest number besides."""
+def _binades(low: float, high: float, fmt: Format, *, reals: bool) -> tuple[Long, Long]:
+    """[low, high] in pieces between powers of two.
+
+    Args:
+        reals: whether the numbers between 0 and the smallest of the format are meant too; else 0 stands alone.
+    """
     if low == high:
         return np.array([low], np.longdouble), np.array([low], np.longdouble)
-    smallest = np.log2(fmt.min_subnormal)
-    ends = []
+    smallest = int(np.log2(fmt.min_subnormal))
+    ends = [(0.0, 0.0)] if low <= 0 <= high and not reals else []
     for sign, least, most in ((-1, max(0.0, -high), max(0.0, -low)), (1, max(0.0, low), max(0.0, high))):
-        if most > least or (most == least == 0 and sign == 1 and low <= 0 <= high):
-            first = smallest if least == 0 else np.floor(np.log2(np.longdouble(least)))
-            exponents = np.arange(int(first), int(np.ceil(np.log2(np.longdouble(most)))) + 1)
+        if most > least:
+            first = smallest if least == 0 else int(np.floor(np.log2(np.longdouble(least))))
+            exponents = np.arange(first, int(np.ceil(np.log2(np.longdouble(most)))) + 1)
             # Far from 1 little happens within a binade: there a piece holds several to begin with.
-            kept = (np.abs(exponents) <= _ORDINARY) | (exponents % max(1, len(exponents) // _FAR) == 0)
+            several = max(1, len(exponents) // _FAR)
+            kept = (np.abs(exponents) <= _ORDINARY) | (exponents % several == 0) | (exponents == smallest)
             powers = np.ldexp(np.longdouble(1), exponents[kept])
-            edges = np.unique(np.clip(np.concatenate([[least], powers, [most]]), least, most))
+            start = [least] if least > 0 or reals else []
+            edges = np.unique(np.clip(np.concatenate([start, powers, [most]]), least, most))
             ends += [(sign * a, sign * b) if sign > 0 else (-b, -a) for a, b in pairwise(edges)]
     lows, highs = zip(*ends, strict=True)
     return np.array(lows, np.longdouble), np.array(highs, np.longdouble)

@@ -38,7 +38,11 @@ class RealNumbers(Arithmetic):
 
     def widen(self, name: str, low: Long, high: Long, scales: Any = False) -> tuple[Long, Long]:
         low, high = np.where(low == np.inf, _LARGEST, low), np.where(high == -np.inf, -_LARGEST, high)
-        return low - np.abs(low) * MARGIN - _TINY, high + np.abs(high) * MARGIN + _TINY
+        wide_low, wide_high = low - np.abs(low) * MARGIN - _TINY, high + np.abs(high) * MARGIN + _TINY
+        # Rounding does not change a sign.
+        return np.where(low >= 0, np.maximum(wide_low, 0), wide_low), np.where(
+            high <= 0, np.minimum(wide_high, 0), wide_high
+        )
 
 
 @dataclass
