@@ -863,11 +863,11 @@ def _wide_ulps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _roundings_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Arithmetic, "widen", lambda self, name, low, high: (low, high))
+    monkeypatch.setattr(Arithmetic, "widen", lambda self, name, low, high, *_: (low, high))
 
 
 def _roundings_unbounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Arithmetic, "widen", lambda self, name, low, high: (low - np.inf, high + np.inf))
+    monkeypatch.setattr(Arithmetic, "widen", lambda self, name, low, high, *_: (low - np.inf, high + np.inf))
 
 
 def _points_by_chance(monkeypatch: pytest.MonkeyPatch) -> None:
