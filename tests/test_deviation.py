@@ -41,12 +41,14 @@ def _op(name: str) -> Callable[..., Any]:
 
 
 _RULES: dict[str, Callable[..., Deviation]] = {
-    "tanh_ratio": deviation._tanh_ratio, "dominated_difference": deviation._dominated_difference,
+    "tanh_ratio": deviation.tanh_ratio, "dominated_difference": deviation.dominated_difference,
 }  # fmt: skip
 
 
 def _on_boxes(name: str) -> Callable[..., Deviation]:
-    return _RULES.get(name) or (_op(name) if not hasattr(deviation._Torch, name) else getattr(deviation._Torch, name))
+    return _RULES.get(name) or (
+        _op(name) if not hasattr(deviation.TorchFunctions, name) else getattr(deviation.TorchFunctions, name)
+    )
 
 
 def _boxes(rng: np.random.Generator, low: float, high: float) -> tuple[Any, Any]:

@@ -297,13 +297,13 @@ def _condition(near: Long, function: Callable[[Long], Long]) -> Long:
     return np.where(near == 0, 1, function(np.where(near == 0, 1, near)))
 
 
-class _Torch:
+class TorchFunctions:
     """The functions of torch that generated code may call."""
 
     @staticmethod
     def _apply(name: str, relative: Any, absolute: Any, *given: Deviation) -> Deviation:
         """A continuous function, and what the errors of its arguments become."""
-        function = getattr(rounded._Torch, name)
+        function = getattr(rounded.TorchFunctions, name)
         code = function(*(x.code for x in given))
         exact = function(*(x.exact for x in given))
         rounds = name not in ("abs", "maximum", "minimum")
@@ -312,78 +312,78 @@ class _Torch:
 
     @staticmethod
     def abs(x: Deviation) -> Deviation:
-        return _Torch._apply("abs", x.relative, x.absolute, x)
+        return TorchFunctions._apply("abs", x.relative, x.absolute, x)
 
     @staticmethod
     def sign(x: Deviation) -> Deviation:
         """A relative error below 1 leaves the sign as it is, that of 0 too."""
-        code, exact = rounded._Torch.sign(x.code), rounded._Torch.sign(x.exact)
+        code, exact = rounded.TorchFunctions.sign(x.code), rounded.TorchFunctions.sign(x.exact)
         agree = (x.relative < 1) & (x.absolute == 0)
         return Deviation(code, exact, np.zeros_like(x.relative), np.where(agree, 0, _apart(code, exact)))
 
     @staticmethod
     def exp(x: Deviation) -> Deviation:
-        return _Torch._apply("exp", np.expm1(x.error), 0, x)
+        return TorchFunctions._apply("exp", np.expm1(x.error), 0, x)
 
     @staticmethod
     def expm1(x: Deviation) -> Deviation:
         _, high = x.hull  # κ = x/(1 − e^{−x}) rises
         condition = np.maximum(_condition(high, lambda h: h / -np.expm1(-h)), 0)
-        return _Torch._apply("expm1", _scaled(condition, x.relative), _product(x.absolute, np.exp(high)), x)
+        return TorchFunctions._apply("expm1", _scaled(condition, x.relative), _product(x.absolute, np.exp(high)), x)
 
     @staticmethod
     def log(x: Deviation) -> Deviation:
-        return _Torch._apply("log", 0, -np.log1p(-np.minimum(x.whole, 1)), x)
+        return TorchFunctions._apply("log", 0, -np.log1p(-np.minimum(x.whole, 1)), x)
 
     @staticmethod
     def log1p(x: Deviation) -> Deviation:
         low, _ = x.hull  # κ = x/((1 + x) log(1 + x)) falls
         condition = _condition(low, lambda v: v / ((1 + v) * np.log1p(v)))
         slope = np.where(low > -1, 1 / np.where(low > -1, 1 + low, 1), np.inf)
-        return _Torch._apply("log1p", _scaled(condition, x.relative), _product(x.absolute, slope), x)
+        return TorchFunctions._apply("log1p", _scaled(condition, x.relative), _product(x.absolute, slope), x)
 
     @staticmethod
     def tanh(x: Deviation) -> Deviation:
         condition = _condition(x.near, lambda v: 2 * v / np.sinh(2 * v))
         slope = 1 / np.cosh(x.near) ** 2
-        return _Torch._apply("tanh", _scaled(condition, x.relative), _product(x.absolute, slope), x)
+        return TorchFunctions._apply("tanh", _scaled(condition, x.relative), _product(x.absolute, slope), x)
 
     @staticmethod
     def sinh(x: Deviation) -> Deviation:
         condition = _condition(x.size, lambda v: v / np.tanh(v))
-        return _Torch._apply("sinh", _scaled(condition, x.relative), _product(x.absolute, np.cosh(x.size)), x)
+        return TorchFunctions._apply("sinh", _scaled(condition, x.relative), _product(x.absolute, np.cosh(x.size)), x)
 
     @staticmethod
     def cosh(x: Deviation) -> Deviation:
-        return _Torch._apply("cosh", np.expm1(x.error), 0, x)
+        return TorchFunctions._apply("cosh", np.expm1(x.error), 0, x)
 
     @staticmethod
     def asinh(x: Deviation) -> Deviation:
-        return _Torch._apply("asinh", x.relative, x.absolute, x)
+        return TorchFunctions._apply("asinh", x.relative, x.absolute, x)
 
     @staticmethod
     def sqrt(x: Deviation) -> Deviation:
         near = x.near
         slope = np.where(near > 0, x.absolute / (2 * np.sqrt(np.where(near > 0, near, 1))), np.inf)
         half = _scaled(np.full_like(x.relative, 0.5), x.relative)
-        return _Torch._apply("sqrt", half, np.minimum(np.sqrt(x.absolute), _known(slope)), x)
+        return TorchFunctions._apply("sqrt", half, np.minimum(np.sqrt(x.absolute), _known(slope)), x)
 
     @staticmethod
     def sigmoid(x: Deviation) -> Deviation:
         low, _ = x.hull  # d log σ/dx = 1 − σ falls
-        return _Torch._apply("sigmoid", np.expm1(_product(x.error, 1 / (1 + np.exp(low)))), 0, x)
+        return TorchFunctions._apply("sigmoid", np.expm1(_product(x.error, 1 / (1 + np.exp(low)))), 0, x)
 
     @staticmethod
     def erf(x: Deviation) -> Deviation:
-        return _Torch._apply("erf", x.relative, x.absolute * 2 / np.sqrt(np.longdouble(np.pi)), x)
+        return TorchFunctions._apply("erf", x.relative, x.absolute * 2 / np.sqrt(np.longdouble(np.pi)), x)
 
     @staticmethod
     def lgamma(x: Deviation) -> Deviation:
-        return _Torch._apply("lgamma", 0, np.where(x.error == 0, 0, np.inf), x)
+        return TorchFunctions._apply("lgamma", 0, np.where(x.error == 0, 0, np.inf), x)
 
     @staticmethod
     def hypot(x: Deviation, y: Deviation) -> Deviation:
-        return _Torch._apply("hypot", np.maximum(x.relative, y.relative), x.absolute + y.absolute, x, y)
+        return TorchFunctions._apply("hypot", np.maximum(x.relative, y.relative), x.absolute + y.absolute, x, y)
 
     @staticmethod
     def maximum(x: Deviation, y: Deviation) -> Deviation:
@@ -395,14 +395,14 @@ class _Torch:
 
     @staticmethod
     def clamp(x: Deviation, min: float | None = None, max: float | None = None) -> Deviation:  # noqa: A002
-        return _Torch.maximum(x, x._lift(min)) if min is not None else _Torch.minimum(x, x._lift(max))
+        return TorchFunctions.maximum(x, x._lift(min)) if min is not None else TorchFunctions.minimum(x, x._lift(max))
 
     @staticmethod
     def where(condition: Fork, yes: Any, no: Any) -> Deviation:
         known = yes if isinstance(yes, Deviation) else no
         first, second = known._lift(yes), known._lift(no)
-        code = rounded._Torch.where(condition.code, first.code, second.code)
-        exact = rounded._Torch.where(condition.exact, first.exact, second.exact)
+        code = rounded.TorchFunctions.where(condition.code, first.code, second.code)
+        exact = rounded.TorchFunctions.where(condition.exact, first.exact, second.exact)
         taken = condition.code.yes & condition.exact.yes
         left = condition.code.no & condition.exact.no
 
@@ -429,7 +429,7 @@ def _extremum(name: str, x: Deviation, y: Deviation, x_wins: Fork, y_wins: Fork)
         first, second = x_wins.code.yes & x_wins.exact.yes, y_wins.code.yes & y_wins.exact.yes
         return np.where(first, one, np.where(second, other, np.maximum(one, other)))
 
-    return _Torch._apply(name, better(x.relative, y.relative), better(x.absolute, y.absolute), x, y)
+    return TorchFunctions._apply(name, better(x.relative, y.relative), better(x.absolute, y.absolute), x, y)
 
 
 def _limited(x: Deviation, limit: Callable[[Rounded], Rounded]) -> Deviation:
@@ -439,14 +439,14 @@ def _limited(x: Deviation, limit: Callable[[Rounded], Rounded]) -> Deviation:
     return _made(None, code, x.exact, np.where(unlimited, x.relative, np.inf), x.absolute)
 
 
-def _dominated_difference(x: Deviation, y: Deviation) -> Deviation:
-    return _sum("sub", x, y, rounded._dominated_difference(x.code, y.code), -1)
+def dominated_difference(x: Deviation, y: Deviation) -> Deviation:
+    return _sum("sub", x, y, rounded.dominated_difference(x.code, y.code), -1)
 
 
-def _tanh_ratio(a: Deviation, x: Deviation) -> Deviation:
+def tanh_ratio(a: Deviation, x: Deviation) -> Deviation:
     """a·(tanh p/p), or tanh(p)/x where p = a·x is large; tanh(p)/p falls in |p|, at most by |p|^{0.45} up to 1."""
     product = a * x
-    code = rounded._tanh_ratio(a.code, x.code)
+    code = rounded.tanh_ratio(a.code, x.code)
     real = a.exact.arithmetic
     near, far = _near(product.exact), _far(product.exact)
     least, most = (_condition(end, lambda v: np.tanh(v) / v) for end in (far, near))
@@ -463,9 +463,9 @@ def _tanh_ratio(a: Deviation, x: Deviation) -> Deviation:
     return _made("mul", code, exact, relative, np.zeros_like(relative))
 
 
-def _scaled_k1(x: Deviation) -> Deviation:
+def scaled_k1(x: Deviation) -> Deviation:
     known = np.where(x.error == 0, 0, np.inf)
-    return _made("scaled_k1", rounded._scaled_k1(x.code), rounded._scaled_k1(x.exact), known, known)
+    return _made("scaled_k1", rounded.scaled_k1(x.code), rounded.scaled_k1(x.exact), known, known)
 
 
 def run(function: Callable[..., Any], arithmetic: Arithmetic, boxes: Sequence[tuple[Any, Any]]) -> Deviation:
@@ -481,12 +481,12 @@ def run(function: Callable[..., Any], arithmetic: Arithmetic, boxes: Sequence[tu
         none = np.zeros_like(low)
         given.append(Deviation(Rounded(arithmetic, low, high), Rounded(real, low, high), none, none))
     names = {
-        "torch": _Torch,
-        "saturated": lambda x: _limited(x, rounded._saturated),
-        "bounded": lambda x: _limited(x, rounded._bounded),
-        "tanh_ratio": _tanh_ratio,
-        "dominated_difference": _dominated_difference,
-        "scaled_k1": _scaled_k1,
+        "torch": TorchFunctions,
+        "saturated": lambda x: _limited(x, rounded.saturated),
+        "bounded": lambda x: _limited(x, rounded.bounded),
+        "tanh_ratio": tanh_ratio,
+        "dominated_difference": dominated_difference,
+        "scaled_k1": scaled_k1,
     }
     rebound = types.FunctionType(function.__code__, names, function.__name__)
     with np.errstate(all="ignore"):

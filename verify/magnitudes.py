@@ -110,6 +110,8 @@ class Magnitude:
         return self.sinh() / self.cosh()
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
         raise NoInterval(f"no magnitudes of {name}")
 
 

@@ -307,14 +307,14 @@ def _hull(first: Rounded, second: Rounded, pick: Truth) -> tuple[Long, Long]:
     return np.where(anything, np.nan, low), np.where(anything, np.nan, high)
 
 
-class _Torch:
+class TorchFunctions:
     """The functions of torch that generated code may call, on intervals."""
 
     @staticmethod
     def abs(x: Rounded) -> Rounded:
         low, high = np.abs(x.low), np.abs(x.high)
         least = np.where((x.low < 0) & (x.high > 0), 0, np.minimum(low, high))
-        return x._exact(least, np.maximum(low, high), (x, lambda g: g * _Torch.sign(x)))
+        return x._exact(least, np.maximum(low, high), (x, lambda g: g * TorchFunctions.sign(x)))
 
     @staticmethod
     def sign(x: Rounded) -> Rounded:
@@ -342,16 +342,16 @@ class _Torch:
 
     @staticmethod
     def sinh(x: Rounded) -> Rounded:
-        return x.rising("sinh", np.sinh, lambda _: _Torch.cosh(x))
+        return x.rising("sinh", np.sinh, lambda _: TorchFunctions.cosh(x))
 
     @staticmethod
     def cosh(x: Rounded) -> Rounded:
-        size = _Torch.abs(x)
-        return x._result("cosh", np.cosh(size.low), np.cosh(size.high), (x, lambda g: g * _Torch.sinh(x)))
+        size = TorchFunctions.abs(x)
+        return x._result("cosh", np.cosh(size.low), np.cosh(size.high), (x, lambda g: g * TorchFunctions.sinh(x)))
 
     @staticmethod
     def asinh(x: Rounded) -> Rounded:
-        return x.rising("asinh", np.arcsinh, lambda _: 1.0 / _Torch.sqrt(_square(x) + 1.0))
+        return x.rising("asinh", np.arcsinh, lambda _: 1.0 / TorchFunctions.sqrt(_square(x) + 1.0))
 
     @staticmethod
     def sqrt(x: Rounded) -> Rounded:
@@ -363,7 +363,7 @@ class _Torch:
 
     @staticmethod
     def hypot(x: Rounded, y: Rounded) -> Rounded:
-        one, other = _Torch.abs(x), _Torch.abs(y)
+        one, other = TorchFunctions.abs(x), TorchFunctions.abs(y)
         result = x._result("hypot", np.hypot(one.low, other.low), np.hypot(one.high, other.high))
         result.parents = ((x, lambda g: (g * x) / result), (y, lambda g: (g * y) / result))
         return result
@@ -372,7 +372,7 @@ class _Torch:
     def erf(x: Rounded) -> Rounded:
         slope = 2.0 / float(np.sqrt(np.pi))
         low, high = _by_arb(lambda ball: ball.erf(), x)
-        return x._result("erf", low, high, (x, lambda g: g * (slope * _Torch.exp(-_square(x)))))
+        return x._result("erf", low, high, (x, lambda g: g * (slope * TorchFunctions.exp(-_square(x)))))
 
     @staticmethod
     def lgamma(x: Rounded) -> Rounded:
@@ -392,7 +392,7 @@ class _Torch:
         bound = x._lift(min if min is not None else max)
         pick = np.maximum if min is not None else np.minimum
         low, high = pick(x.low, bound.low), pick(x.high, bound.high)
-        return x._exact(low, high, (x, lambda g: _Torch.where(inside, g, 0.0)))
+        return x._exact(low, high, (x, lambda g: TorchFunctions.where(inside, g, 0.0)))
 
     @staticmethod
     def where(condition: Truth, yes: Any, no: Any) -> Rounded:
@@ -400,8 +400,8 @@ class _Torch:
         first, second = known._lift(yes), known._lift(no)
         return known._exact(
             *_hull(first, second, condition),
-            (first, lambda g: _Torch.where(condition, g, 0.0)),
-            (second, lambda g: _Torch.where(condition, 0.0, g)),
+            (first, lambda g: TorchFunctions.where(condition, g, 0.0)),
+            (second, lambda g: TorchFunctions.where(condition, 0.0, g)),
         )
 
     @staticmethod
@@ -425,7 +425,7 @@ def _extremum(x: Rounded, y: Rounded, x_wins: Truth, y_wins: Truth) -> tuple[tup
     """Autograd gives half of the gradient to each side of a tie."""
 
     def share(wins: Truth, loses: Truth) -> Vjp:
-        return lambda g: _Torch.where(wins, g, _Torch.where(loses, 0.0, g * 0.5))
+        return lambda g: TorchFunctions.where(wins, g, TorchFunctions.where(loses, 0.0, g * 0.5))
 
     return (x, share(x_wins, y_wins)), (y, share(y_wins, x_wins))
 
@@ -450,21 +450,23 @@ def _balls(values: Long) -> list[arb]:
             zip(exact, np.isfinite(values).ravel().tolist(), values.ravel(), strict=True)]  # fmt: skip
 
 
-def _saturated(x: Rounded) -> Rounded:
+def saturated(x: Rounded) -> Rounded:
     return _limited(x, x.arithmetic.fmt.max)
 
 
-def _bounded(x: Rounded) -> Rounded:
+def bounded(x: Rounded) -> Rounded:
     fmt = x.arithmetic.fmt
     return _limited(x, np.longdouble(fmt.carrier(exponent_limit(fmt.torch_dtype))))
 
 
 def _limited(x: Rounded, top: np.longdouble) -> Rounded:
     inside = (x <= x.arithmetic.point(top)) & (x >= x.arithmetic.point(-top))
-    return x._exact(np.clip(x.low, -top, top), np.clip(x.high, -top, top), (x, lambda g: _Torch.where(inside, g, 0.0)))
+    return x._exact(
+        np.clip(x.low, -top, top), np.clip(x.high, -top, top), (x, lambda g: TorchFunctions.where(inside, g, 0.0))
+    )
 
 
-def _dominated_difference(x: Rounded, y: Rounded) -> Rounded:
+def dominated_difference(x: Rounded, y: Rounded) -> Rounded:
     with np.errstate(invalid="ignore"):
         result = x - y
     certain, possible = np.isinf(y.low), np.isinf(y.high)
@@ -474,36 +476,36 @@ def _dominated_difference(x: Rounded, y: Rounded) -> Rounded:
     return x._exact(
         low,
         high,
-        (x, lambda g: _Torch.where(inside, g, 0.0)),
+        (x, lambda g: TorchFunctions.where(inside, g, 0.0)),
         (y, lambda g: -g),
     )
 
 
-def _tanh_ratio(a: Rounded, x: Rounded) -> Rounded:
+def tanh_ratio(a: Rounded, x: Rounded) -> Rounded:
     product = a * x
-    small = _Torch.abs(product) <= 1.0
+    small = TorchFunctions.abs(product) <= 1.0
     # Where it is open which branch is taken, the far one divides by x and not by its stand-in.
-    divisor = _Torch.where(Truth(small.yes, ~small.yes), 1.0, x)
-    return _Torch.where(small, a * _tanhc(product), _Torch.tanh(product) / divisor)
+    divisor = TorchFunctions.where(Truth(small.yes, ~small.yes), 1.0, x)
+    return TorchFunctions.where(small, a * _tanhc(product), TorchFunctions.tanh(product) / divisor)
 
 
 def _tanhc(x: Rounded) -> Rounded:
     """tanh(x)/x falls in |x|; numerator and denominator are the same number, so their spread is not counted twice."""
     arithmetic = x.arithmetic
-    size = _Torch.abs(x)
+    size = TorchFunctions.abs(x)
     ends = [np.where(side == 0, 1, np.tanh(side) / np.where(side == 0, 1, side)) for side in (size.high, size.low)]
     tanh, fmt = arithmetic.table["tanh"], arithmetic.fmt
     # Below the normal range tanh errs by an absolute amount, which the division makes relative.
     lost = np.where(size.low < fmt.min_normal, np.longdouble(tanh.absolute) * fmt.min_subnormal, 0)
     lost = lost / np.maximum(size.low, fmt.min_subnormal)
     low, high = arithmetic.widen("tanh", *ends)
-    slope = _Torch.tanh(x) / _Torch.where(x == 0.0, 1.0, x)
+    slope = TorchFunctions.tanh(x) / TorchFunctions.where(x == 0.0, 1.0, x)
     result = x._result("div", low * (1 - lost), high * (1 + lost))
     result.parents = slope.parents
     return result
 
 
-def _scaled_k1(x: Rounded) -> Rounded:
+def scaled_k1(x: Rounded) -> Rounded:
     low, high = _by_arb(lambda ball: ball.exp() * ball.bessel_k(1), x)
     return x._result("scaled_k1", low, high)
 
@@ -511,12 +513,12 @@ def _scaled_k1(x: Rounded) -> Rounded:
 def run(function: Callable[..., Any], arguments: Sequence[Rounded]) -> Rounded:
     """Runs a generated function on intervals: the same code object, other numbers."""
     names = {
-        "torch": _Torch,
-        "saturated": _saturated,
-        "bounded": _bounded,
-        "tanh_ratio": _tanh_ratio,
-        "dominated_difference": _dominated_difference,
-        "scaled_k1": _scaled_k1,
+        "torch": TorchFunctions,
+        "saturated": saturated,
+        "bounded": bounded,
+        "tanh_ratio": tanh_ratio,
+        "dominated_difference": dominated_difference,
+        "scaled_k1": scaled_k1,
     }
     rebound = types.FunctionType(function.__code__, names, function.__name__)
     with np.errstate(all="ignore"):
