@@ -29,7 +29,7 @@ from verify.rounded import Arithmetic, Long
 from verify.subject import Subject
 
 CLOSE = 1.25  # a bound is tight enough at so many times what a single point gives
-_WAVES = 40
+_WAVES = 80  # more than a float64 has digits
 _STARTS = 8  # one of so many pieces that may be made gives a point from which the search from below sets out
 _STEPS = 16
 _ORDINARY, _FAR = 24, 32  # binades around 1 that are pieces of their own; pieces of all that there are
