@@ -133,7 +133,9 @@ def largest_error(
     def errors(columns: list[NDArray[Any]]) -> NDArray[Any]:
         got = fmt.array(implementation(*(fmt.tensor(column) for column in columns)))
         truth = oracle(*columns)
-        error = truth.error(got) / fmt.unit_roundoff if absolute else truth.ulp_error(got, fmt)
+        error = truth.ulp_error(got, fmt)
+        if absolute:  # by the same rules: ∞ stands at the next power of two
+            error = error * spacing(truth.mid, fmt) / fmt.unit_roundoff
         known = truth.settled & ~np.isnan(truth.mid)
         return np.where(known & (error > RESOLUTION), error, 0)  # less is the truth's own radius
 
