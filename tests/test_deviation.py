@@ -149,3 +149,29 @@ def test_a_comparison_of_what_was_rounded_is_not() -> None:
 
     found = run(code, arithmetic_of("float32"), [([1.0], [2.0]), ([4.5], [4.5])])
     assert found.error > 100
+
+
+def _deviant(exact: tuple[float, float], code: tuple[float, float], relative: float) -> Deviation:
+    arithmetic = arithmetic_of("float32")
+    real = RealNumbers(arithmetic.fmt, arithmetic.table)
+    ends = [np.array([end], np.longdouble) for end in (*code, *exact)]
+    bound = np.array([relative], np.longdouble)
+    return Deviation(Rounded(arithmetic, *ends[:2]), Rounded(real, *ends[2:]), bound, np.zeros_like(bound))
+
+
+def test_what_may_have_lost_its_sign_does_not_saturate_to_the_right_one() -> None:
+    found = deviation.TorchFunctions.tanh(_deviant((50.0, 60.0), (-60.0, -50.0), np.inf))
+    assert found.error >= 2
+
+
+def test_a_number_of_the_wrong_sign_can_win() -> None:
+    small = _deviant((1.0, 1.0), (1.0, 1.0), 0.0)
+    turned = _deviant((-10.0, -10.0), (-10.0, 10.0), 2.0)
+    found = deviation.TorchFunctions.maximum(small, turned)
+    assert found.error >= 9
+
+
+def test_what_may_be_no_number_has_no_bound() -> None:
+    with np.errstate(all="ignore"):
+        found = _deviant((0.0, 0.0), (np.nan, np.nan), 0.0) * _deviant((1.0, 1.0), (1.0, 1.0), 0.0)
+        assert np.isinf(found.error)

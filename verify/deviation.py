@@ -9,7 +9,6 @@ argument. Source: Higham (2002), sections 1.6 and 3.1.
 
 from __future__ import annotations
 
-import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -89,8 +88,9 @@ class Deviation:
 
     @property
     def near(self) -> Long:
-        """The smallest |value|, computed or exact."""
-        return np.minimum(_near(self.code), _near(self.exact))
+        """The smallest |value| between any computed and any exact one; 0 where they may differ in sign."""
+        low, high = self.hull
+        return np.where((low <= 0) & (high >= 0), 0, np.minimum(np.abs(low), np.abs(high)))
 
     @property
     def _is_power_of_two(self) -> Any:
@@ -248,7 +248,7 @@ def _made(
         name: of the primitive; None where nothing is rounded.
         scales: where the operation only moves the exponent.
     """
-    least = _near(exact)
+    least = np.fmin(_near(exact), _near(code))
     relative, absolute = _known(relative), _known(absolute)
     if name is not None:
         unit, floor, above_one = code.arithmetic.rounding(name)
@@ -259,8 +259,9 @@ def _made(
         else:
             relative, absolute = _compound(relative, own), absolute * (1 + own)
         absolute = absolute + np.where(least < edge, floor, 0)
-        # Overflow is no relative error.
-        relative = np.where(np.isinf(code.low) | np.isinf(code.high), np.inf, relative)
+        # Overflow is no relative error, and neither is what may be no number at all.
+        lost = ~(np.isfinite(code.low) & np.isfinite(code.high))
+        relative, absolute = np.where(lost, np.inf, relative), np.where(lost, np.inf, absolute)
     return _tightest(code, exact, relative, absolute)
 
 
@@ -429,7 +430,10 @@ def _extremum(name: str, x: Deviation, y: Deviation, x_wins: Fork, y_wins: Fork)
         first, second = x_wins.code.yes & x_wins.exact.yes, y_wins.code.yes & y_wins.exact.yes
         return np.where(first, one, np.where(second, other, np.maximum(one, other)))
 
-    return TorchFunctions._apply(name, better(x.relative, y.relative), better(x.absolute, y.absolute), x, y)
+    relative = better(x.relative, y.relative)
+    # A number that may have lost its sign can win where it should not.
+    relative = np.where(relative < 1, relative, np.inf)
+    return TorchFunctions._apply(name, relative, better(x.absolute, y.absolute), x, y)
 
 
 def _limited(x: Deviation, limit: Callable[[Rounded], Rounded]) -> Deviation:
@@ -444,7 +448,7 @@ def dominated_difference(x: Deviation, y: Deviation) -> Deviation:
 
 
 def tanh_ratio(a: Deviation, x: Deviation) -> Deviation:
-    """a·(tanh p/p), or tanh(p)/x where p = a·x is large; tanh(p)/p falls in |p|, at most by |p|^{0.45} up to 1."""
+    """a·(tanh p/p), or tanh(p)/x where p = a·x is large; tanh(p)/p falls in |p|, with κ < 0.45 up to 1 and κ < 1."""
     product = a * x
     code = rounded.tanh_ratio(a.code, x.code)
     real = a.exact.arithmetic
@@ -456,7 +460,8 @@ def tanh_ratio(a: Deviation, x: Deviation) -> Deviation:
     division, _, _ = code.arithmetic.rounding("div")
     lost = np.where(near < 2 * code.arithmetic.fmt.min_normal, floor, 0)
     lost = _ratio(lost, np.maximum(near, code.arithmetic.fmt.min_subnormal))
-    tanh = _compound(_scaled(np.full_like(near, 0.45), product.whole), unit + lost)
+    condition = np.where(product.size <= 1, np.longdouble(0.45), np.longdouble(1))
+    tanh = _compound(_scaled(condition, product.whole), unit + lost)
     small = _compound(a.whole, tanh, division)
     large = _compound(product.whole, unit + lost, _inverse(x.whole), division)
     relative = np.where(product.size <= 1, small, np.maximum(small, large))
@@ -488,7 +493,5 @@ def run(function: Callable[..., Any], arithmetic: Arithmetic, boxes: Sequence[tu
         "dominated_difference": dominated_difference,
         "scaled_k1": scaled_k1,
     }
-    rebound = types.FunctionType(function.__code__, names, function.__name__)
-    with np.errstate(all="ignore"):
-        result: Deviation = rebound(*given)
-        return result
+    result: Deviation = rounded.rebound(function, names)(*given)
+    return result

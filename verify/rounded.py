@@ -520,10 +520,19 @@ def run(function: Callable[..., Any], arguments: Sequence[Rounded]) -> Rounded:
         "dominated_difference": dominated_difference,
         "scaled_k1": scaled_k1,
     }
-    rebound = types.FunctionType(function.__code__, names, function.__name__)
-    with np.errstate(all="ignore"):
-        result: Rounded = rebound(*arguments)
-        return result
+    result: Rounded = rebound(function, names)(*arguments)
+    return result
+
+
+def rebound(function: Callable[..., Any], names: Mapping[str, Any]) -> Callable[..., Any]:
+    """The same code object where `torch` and its own primitives mean something else; NumPy's warnings are off."""
+    code = types.FunctionType(function.__code__, dict(names), function.__name__)
+
+    def call(*arguments: Any) -> Any:
+        with np.errstate(all="ignore"):
+            return code(*arguments)
+
+    return call
 
 
 def gradients(result: Rounded, inputs: Mapping[str, Rounded]) -> dict[str, Rounded]:
