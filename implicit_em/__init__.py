@@ -1,19 +1,25 @@
-"""Implicit EM in torch: energies, the competition between them, and the activations that follow from both.
+"""Implicit EM in torch: energies, the competition between them, the activations that follow, and EM on mixtures.
 
 Imports torch and nothing symbolic: the kernels' functions are generated code.
 """
 
 from implicit_em.activations import PosteriorMeanActivation
 from implicit_em.competition import log_partition, posterior_mean, responsibilities
+from implicit_em.em import EMState, em_step
 from implicit_em.invariants import cosine, log_det, mahalanobis_square, precision_cholesky, precision_inner
 from implicit_em.kernels import Kernel, Parameter, from_module, from_source, kernel, kernel_names
 from implicit_em.lifts import lifted_energy
+from implicit_em.operator import EMOperator, NotAtFixedPoint
 
 __all__ = [
+    "EMOperator",
+    "EMState",
     "Kernel",
+    "NotAtFixedPoint",
     "Parameter",
     "PosteriorMeanActivation",
     "cosine",
+    "em_step",
     "from_module",
     "from_source",
     "kernel",
