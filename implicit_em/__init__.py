@@ -8,17 +8,25 @@ from implicit_em.competition import log_partition, posterior_mean, responsibilit
 from implicit_em.em import EMState, em_step
 from implicit_em.invariants import cosine, log_det, mahalanobis_square, precision_cholesky, precision_inner
 from implicit_em.kernels import Kernel, Parameter, from_module, from_source, kernel, kernel_names
+from implicit_em.layers import CompetitiveLayer, HypothesisNormalization, PartitionLoss, auxiliary_loss
 from implicit_em.lifts import lifted_energy
 from implicit_em.operator import EMOperator, NotAtFixedPoint
+from implicit_em.redundancy import coincident_pairs, effective_rank
 
 __all__ = [
+    "CompetitiveLayer",
     "EMOperator",
     "EMState",
+    "HypothesisNormalization",
     "Kernel",
     "NotAtFixedPoint",
     "Parameter",
+    "PartitionLoss",
     "PosteriorMeanActivation",
+    "auxiliary_loss",
+    "coincident_pairs",
     "cosine",
+    "effective_rank",
     "em_step",
     "from_module",
     "from_source",

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from implicit_em.kernels import HALF_SEPARATION, Kernel, Parameter
+from implicit_em.kernel_parameters import constrained, shown, unconstrained
+from implicit_em.kernels import HALF_SEPARATION, Kernel
 from implicit_em.kernels import kernel as resolved
 
 
@@ -62,14 +61,14 @@ class PosteriorMeanActivation(nn.Module):
         return self.kernel.activation(z, self.m, **self.params)
 
     def extra_repr(self) -> str:
-        values = [f"{name}={_shown(self._value(name))}" for name in self._domains]
+        values = [f"{name}={shown(self._value(name))}" for name in self._domains]
         return ", ".join([self.kernel.name, *values] + ["learnable"] * self.learnable)
 
     def _store(self, name: str, value: float | Tensor) -> None:
         if not isinstance(value, Tensor):
             self._domains[name].check(value)
         if self.learnable:
-            real = nn.Parameter(_unconstrained(value, self._domains[name]))
+            real = nn.Parameter(unconstrained(value, self._domains[name]))
             self.register_parameter(f"unconstrained_{name}", real)
         elif isinstance(value, Tensor):
             self.register_buffer(f"fixed_{name}", value)
@@ -78,30 +77,8 @@ class PosteriorMeanActivation(nn.Module):
 
     def _value(self, name: str) -> float | Tensor:
         if self.learnable:
-            return _constrained(self.get_parameter(f"unconstrained_{name}"), self._domains[name])
+            return constrained(self.get_parameter(f"unconstrained_{name}"), self._domains[name])
         return self._numbers[name] if name in self._numbers else self.get_buffer(f"fixed_{name}")
-
-
-def _unconstrained(value: float | Tensor, domain: Parameter) -> Tensor:
-    """The real number, or numbers, that `_constrained` maps to `value`; computed in float64."""
-    exact = torch.as_tensor(value, dtype=torch.float64).detach()
-    if math.isfinite(domain.upper):
-        raise ValueError(f"expected a learnable {domain.name} without an upper end, got {domain.interval}")
-    if not bool(((exact > domain.lower) & (exact < domain.upper)).all()):
-        raise ValueError(f"expected a learnable {domain.name} strictly inside {domain.interval}, got {_shown(exact)}")
-    if math.isfinite(domain.lower):
-        exact = torch.log(exact - domain.lower)
-    return exact.to(value.dtype if isinstance(value, Tensor) else torch.get_default_dtype())
-
-
-def _constrained(real: Tensor, domain: Parameter) -> Tensor:
-    """The value inside the domain that a real number stands for."""
-    if not math.isfinite(domain.lower):
-        return real
-    limits = torch.finfo(real.dtype)
-    # Underflow, overflow or rounding would reach an end: stop one step of the dtype before it.
-    first = domain.lower + max(limits.tiny, abs(domain.lower) * limits.eps)
-    return (domain.lower + torch.exp(real)).clamp(first, limits.max)
 
 
 def _elementwise(kernel: Kernel) -> Kernel:
@@ -120,9 +97,3 @@ def _complete(kernel: Kernel, given: Mapping[str, float | Tensor]) -> dict[str, 
         raise TypeError(f"the activation of {kernel.name} takes {', '.join(names)}; {', '.join(unknown)} is unknown")
     defaults = {name: domain.default for name, domain in kernel.parameters.items()}
     return {name: {**defaults, **given}[name] for name in names}
-
-
-def _shown(value: float | Tensor) -> str:
-    if isinstance(value, Tensor) and value.numel() != 1:
-        return f"tensor{tuple(value.shape)}"
-    return f"{value.item() if isinstance(value, Tensor) else value:.6g}"
