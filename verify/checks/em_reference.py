@@ -1,0 +1,75 @@
+"""The EM step against its definition in Arb, on small problems, with a budget that follows their condition."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import strategies as st
+
+from implicit_em import em_step
+from verify.checks.check import Check, numeric_cells
+from verify.em.budget import truth_and_budget
+from verify.em.problems import COVARIANCE_TYPES, Problem, small
+from verify.em.reference import ROBUST, Law, law, precision, start
+from verify.em.reference import em_step as em_step_by_definition
+from verify.finding import Cell, Finding
+from verify.formats import Format, format_of
+from verify.judge import Tally, cell_seed
+from verify.settings import Profile, Settings
+from verify.strategies import explore
+from verify.subject import Subject
+
+NAME = "em.reference"
+PROBLEMS: dict[Profile, int] = {"quick": 4, "standard": 12, "deep": 400}
+REG_COVAR = 2.0**-20
+
+
+def mixtures_of(subject: Subject) -> bool:
+    """Whether a kernel makes mixtures for which the reweighted M-step ascends: those that `RadialDensity` takes."""
+    return subject.name in ROBUST and subject.spec == subject.name and not subject.handwritten
+
+
+def special(given: Problem, fmt: Format, density: Law) -> bool:
+    """Whether a component may underflow, and then keeps its parameters, as `em_step` documents; or a sample lies on a
+    mean, where a weight may have a pole."""
+    if density.weight is not None and (given.x[:, None] == given.means[None]).all(-1).any():
+        return True
+    counts = em_step_by_definition(*start(given), covariance_type="full", reg_covar=0.0, density=density).counts
+    least = float(fmt.computing.min_normal / fmt.computing.unit_roundoff)
+    return any(not count[0] > least for count in counts)
+
+
+def _cells(subject: Subject, settings: Settings) -> list[Cell]:
+    if not mixtures_of(subject):
+        return []
+    return numeric_cells(NAME, subject, [f"em_step/{kind}" for kind in COVARIANCE_TYPES], settings)
+
+
+def _run(subject: Subject, cell: Cell, settings: Settings) -> Finding:
+    fmt = format_of(cell.dtype)
+    kind = cell.function.partition("/")[2]
+    tally = Tally(fmt, unspecified_because="problems where a component is empty, or a sample lies on a mean")
+
+    def visit(seed: int) -> None:
+        given = small(seed, fmt, kind)
+        with precision():
+            density = law(subject.name, given.shape[2])
+            if special(given, fmt, density):
+                tally.unspecified += 1
+                return
+            truth, budget = truth_and_budget(given, fmt, covariance_type=kind, reg_covar=REG_COVAR, density=density)
+        state = em_step(
+            *given.tensors(fmt),
+            covariance_type=kind,
+            reg_covar=REG_COVAR,
+            sample_weight=given.weights(fmt),
+            kernel=subject.name,
+        )
+        got = np.concatenate([fmt.array(part.to(fmt.torch_dtype)).ravel() for part in state])
+        place = {"problem": np.full(got.shape, seed), "result": np.arange(got.size)}
+        tally.judge_errors(place, truth.ulp_error(got, fmt), budget, truth, got)
+
+    explore(st.integers(0, 2**32 - 1), visit, cell_seed(cell, settings.seed), PROBLEMS[settings.profile])
+    return tally.finding(cell)
+
+
+CHECKS = (Check(NAME, "an EM step errs by no more than its problem demands", _cells, _run),)
