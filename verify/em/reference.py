@@ -32,6 +32,7 @@ Number = Any  # arb_series; NumPy's object arrays carry them
 Numbers = NDArray[Any]
 ROBUST = ("gaussian", "laplace", "huber", "pseudo_huber", "student_t_density")
 BITS = 192
+MOST_STEPS = 4000
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def _energy(kernel: Kernel, n_features: int) -> Expr:
     """That of the catalogue, but for the multivariate Student-t, whose exponent is (ν + D)/2."""
     if kernel.name != "student_t_density":
         return kernel.energy
-    nu = kernel.parameters[0]
+    (nu,) = (p for p in kernel.parameters if p.name == "nu")
     return kernel.energy * (nu + n_features) / (nu + 1)
 
 
@@ -185,7 +186,7 @@ def _densities(
     columns, squares = [], []
     for probability, mean, covariance in zip(probabilities, means, covariances, strict=True):
         lower, pivots = _ldl(covariance)
-        determinant = np.prod(pivots)
+        determinant: Number = np.prod(pivots)
         square = [_quadratic(lower, pivots, point - mean) for point in x]
         columns.append([probability * (-density.energy(s)).exp() / determinant.sqrt() for s in square])
         squares.append(square)
@@ -199,7 +200,8 @@ def _densities(
 def _ldl(matrix: Numbers) -> tuple[Numbers, Numbers]:
     """Σ = LDLᵀ with a unit lower triangular L; the pivots D."""
     size = len(matrix)
-    lower, pivots = matrix * 0, []
+    lower: Numbers = matrix * 0
+    pivots: list[Number] = []
     for i in range(size):
         for j in range(i):
             rest = sum((lower[i, k] * lower[j, k] * pivots[k] for k in range(j)), matrix[i, j] * 0)
@@ -243,6 +245,41 @@ def _diagonal(matrix: Numbers, covariance_type: str) -> Numbers:
     for i, variance in enumerate(variances):
         found[i, i] = variance if covariance_type == "diag" else variances.sum() / len(variances)
     return found
+
+
+def fixed_point(
+    parts: tuple[Numbers, Numbers, Numbers, Numbers, Numbers], *, covariance_type: str, reg_covar: float, density: Law
+) -> tuple[Numbers, Numbers, Numbers, Numbers, Numbers]:
+    """Where EM leads from a start, to the precision of `flint.ctx`, derivatives included: they converge like the values.
+
+    Midpoints only: the radii of balls would grow from step to step, where errors shrink.
+
+    Raises:
+        ArithmeticError: it does not settle within `MOST_STEPS`.
+    """
+    x, weight, *theta = parts
+    for _ in range(MOST_STEPS):
+        found = em_step(x, weight, *theta, covariance_type=covariance_type, reg_covar=reg_covar, density=density)
+        new = [_midpoints(part) for part in (found.mixing_logits, found.means, found.covariances)]
+        settled = all(_close(a, b) for old, part in zip(theta, new, strict=True) for a, b in zip(old.flat, part.flat))
+        theta = new
+        if settled:
+            return x, weight, theta[0], theta[1], theta[2]
+    raise ArithmeticError(f"expected EM to settle within {MOST_STEPS} steps")
+
+
+def _midpoints(numbers: Numbers) -> Numbers:
+    return _array([arb_series([c.mid() for c in _coefficients(n)]) for n in numbers.ravel()], numbers.shape)
+
+
+def _coefficients(number: Number) -> list[arb]:
+    return [number[index] for index in range(int(flint.ctx.cap))]
+
+
+def _close(a: Number, b: Number) -> bool:
+    """Equal to two thirds of the digits, and so are their derivatives."""
+    reach = arb(2) ** (-2 * int(flint.ctx.prec) // 3)
+    return all(abs(p - q).mid() < reach * (1 + abs(p).mid()) for p, q in zip(*map(_coefficients, (a, b)), strict=True))
 
 
 def start(given: Problem, direction: Problem | None = None) -> tuple[Numbers, Numbers, Numbers, Numbers, Numbers]:
