@@ -53,10 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _users_mistakes() -> tuple[type[Exception], ...]:
     """The errors whose message is one line written for the user. Imported late: they bring SymPy and torch along."""
     from derivations import KernelError
+    from verify.audit import AuditError
     from verify.primitives import MissingTable
     from verify.report.document import UnreadableReport
 
-    return KernelError, MissingTable, UnreadableReport
+    return AuditError, KernelError, MissingTable, UnreadableReport
 
 
 def _mistake(message: str) -> int:
@@ -546,6 +547,31 @@ def _fraction(what: str) -> Iterator[Callable[[str, float], None]]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task(what, total=1.0)
         yield advance
+
+
+@commands.command(
+    short_help="Show where EM lives in a torch model.",
+    epilog="Example: implicit-em audit path/to/models.py:transformer --picture transformer.svg",
+)
+@click.argument("target", metavar="MODULE:FACTORY")
+@seed_option
+@click.option("--picture", type=_FILE, metavar="FILE.svg", help="Draw the network, coloured by role.")
+@json_option
+def audit(target: str, seed: int, picture: Path | None, json_path: Path | None) -> None:
+    """Show where EM lives in a torch model: the role of each operation, and what gradient arrives there.
+
+    FACTORY, a function of a module or of a FILE.py, takes nothing and returns (model, example_batch, loss):
+    a torch.nn.Module, its input or a tuple of inputs, and loss(output) or loss(output, *inputs), a scalar.
+
+    Roles are measured and names decide nothing. Exits with 0 when the audit ran, whatever it found.
+    """
+    from verify.audit import audit_factory, audit_picture, audit_table
+
+    found = audit_factory(target, seed=seed)
+    _print(*audit_table(found))
+    _write_json(found.as_dict(), json_path)
+    if picture is not None:
+        _write(audit_picture(found), picture)
 
 
 @commands.command(

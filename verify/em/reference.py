@@ -250,7 +250,7 @@ def _diagonal(matrix: Numbers, covariance_type: str) -> Numbers:
 def fixed_point(
     parts: tuple[Numbers, Numbers, Numbers, Numbers, Numbers], *, covariance_type: str, reg_covar: float, density: Law
 ) -> tuple[Numbers, Numbers, Numbers, Numbers, Numbers]:
-    """Where EM leads from a start, to the precision of `flint.ctx`, derivatives included: they converge like the values.
+    """Where EM leads from a start, to the precision of `flint.ctx`, and derivatives, which converge like the values.
 
     Midpoints only: the radii of balls would grow from step to step, where errors shrink.
 
@@ -261,7 +261,7 @@ def fixed_point(
     for _ in range(MOST_STEPS):
         found = em_step(x, weight, *theta, covariance_type=covariance_type, reg_covar=reg_covar, density=density)
         new = [_midpoints(part) for part in (found.mixing_logits, found.means, found.covariances)]
-        settled = all(_close(a, b) for old, part in zip(theta, new, strict=True) for a, b in zip(old.flat, part.flat))
+        settled = all(_close(a, b) for old, part in zip(theta, new, strict=True) for a, b in zip(old.flat, part.flat, strict=True))
         theta = new
         if settled:
             return x, weight, theta[0], theta[1], theta[2]
