@@ -261,7 +261,8 @@ def fixed_point(
     for _ in range(MOST_STEPS):
         found = em_step(x, weight, *theta, covariance_type=covariance_type, reg_covar=reg_covar, density=density)
         new = [_midpoints(part) for part in (found.mixing_logits, found.means, found.covariances)]
-        settled = all(_close(a, b) for old, part in zip(theta, new, strict=True) for a, b in zip(old.flat, part.flat, strict=True))
+        pairs = zip(np.concatenate([p.ravel() for p in theta]), np.concatenate([p.ravel() for p in new]), strict=True)
+        settled = all(_close(a, b) for a, b in pairs)
         theta = new
         if settled:
             return x, weight, theta[0], theta[1], theta[2]
