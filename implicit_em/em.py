@@ -20,6 +20,7 @@ from torch import Tensor
 from implicit_em.mixture import (
     Mixture,
     Origin,
+    Whitening,
     blocks,
     centered,
     check_shapes,
@@ -163,6 +164,7 @@ def expectation(data: Data, mixture: Mixture, settings: Step) -> Expectation:
     """Responsibilities, weighted, and their sums."""
     density = settings.density
     white = whitening(mixture, settings.covariance_type)
+    floor = smallest_distance(data.origin.x, white) if density.reweights else None
     weights, counts, log_likelihood = [], [], []
     for part in blocks(data.origin.x, mixture.means.shape[1]):
         score, y = scores(data.origin.x[:, part], mixture, white, density)
@@ -175,8 +177,22 @@ def expectation(data: Data, mixture: Mixture, settings: Step) -> Expectation:
             responsibility = share * responsibility
         counts.append(responsibility.sum(1))
         log_likelihood.append(density_log.sum((1, 2)))
-        weights.append(responsibility * density.weight(y) if density.reweights else responsibility)
+        weights.append(responsibility * density.weight(y, floor) if floor is not None else responsibility)
     return Expectation(torch.stack(counts).sum(0), torch.cat(weights, 1), torch.stack(log_likelihood).sum(0))
+
+
+def smallest_distance(x: Float[Tensor, "batch sample feature"], white: Whitening) -> Float[Tensor, "batch 1 component"]:
+    """The whitened distance that rounding leaves of 0: closer to a mean than that, a sample lies on it.
+
+    A pole of the weight would magnify it: a mean that has come to lie on a sample, but for its own rounding, would
+    take that rounding for the spread of its component. Like this it stays there, as a median does.
+    """
+    with torch.no_grad():
+        reach = torch.maximum(x.abs().amax(1)[:, None], white.means.abs())
+        factor = white.factor.abs()
+        farthest = (reach[..., None, :] @ factor)[..., 0, :] if factor.ndim == 4 else reach * factor
+        floor: Tensor = torch.finfo(x.dtype).eps * farthest.norm(dim=-1)[:, None]
+    return floor
 
 
 def maximization(data: Data, old: Mixture, found: Expectation, settings: Step) -> Mixture:

@@ -59,14 +59,15 @@ class RadialDensity:
             return y.square().sum(-1) / 2
         return self.kernel.energy(norm(y), 0.0, **self.params) * self._exponent(y.shape[-1])
 
-    def weight(self, y: Float[Tensor, "*batch feature"]) -> Float[Tensor, "*batch"]:
-        """d′(δ)/δ at δ = ‖y‖, dimensionless, positive and finite.
+    def weight(
+        self, y: Float[Tensor, "*batch feature"], floor: Float[Tensor, "*#batch"] | float = 0.0
+    ) -> Float[Tensor, "*batch"]:
+        """d′(δ)/δ at δ = ‖y‖ or `floor`, whichever is larger: dimensionless, positive.
 
-        Where it has a pole at 0 (Laplace), δ is held at the square root of the smallest normal number: a mean that
-        lies on a point stays there, as the weighted median does.
+        Below `floor` the energy is as if quadratic. Laplace's weight has its pole there: without a floor it is ∞ at 0.
         """
-        floor = math.sqrt(torch.finfo(y.dtype).tiny)
-        return self.kernel.irls_weight(norm(y).clamp_min(floor), **self.params) * self._exponent(y.shape[-1])
+        distance = torch.maximum(norm(y), torch.as_tensor(floor, dtype=y.dtype, device=y.device))
+        return self.kernel.irls_weight(distance, **self.params) * self._exponent(y.shape[-1])
 
     def log_normalizer(self, n_features: int) -> float:
         """log Z_D, in nats: 2π^{D/2}/Γ(D/2) times the integral of δ^{D−1} e^{−d(δ)} over δ > 0."""

@@ -33,13 +33,9 @@ class Parameters:
 
     def distance(self, other: Parameters) -> float:
         """The largest difference of each part relative to the largest number of that part, and of these the largest."""
-        pairs = [
-            (self.weights, other.weights),
-            (self.means, other.means),
-            (self.covariances, other.covariances),
-            (np.float64(self.log_likelihood), np.float64(other.log_likelihood)),
-        ]
-        return float(max(np.abs(a - b).max() / np.abs(b).max() for a, b in pairs))
+        pairs = [(self.weights, other.weights), (self.means, other.means), (self.covariances, other.covariances)]
+        likelihood = abs(self.log_likelihood - other.log_likelihood) / abs(other.log_likelihood)
+        return max(likelihood, *(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in pairs))
 
 
 def steps(given: Problem, covariance_type: str, reg_covar: float) -> Iterator[Parameters]:
@@ -75,7 +71,7 @@ def started(given: Problem, covariance_type: str, reg_covar: float) -> GaussianM
 def _as_type(covariances: NDArray[Any], covariance_type: str) -> NDArray[Any]:
     variances = np.diagonal(covariances, axis1=-2, axis2=-1)
     forms = {"full": covariances, "tied": covariances[0], "diag": variances, "spherical": variances[:, 0]}
-    return forms[covariance_type].copy()
+    return np.array(forms[covariance_type])
 
 
 def _precision_cholesky(covariances: NDArray[Any], covariance_type: str) -> NDArray[Any]:
