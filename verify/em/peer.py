@@ -40,7 +40,11 @@ class Parameters:
 
 def steps(given: Problem, covariance_type: str, reg_covar: float) -> Iterator[Parameters]:
     """scikit-learn's parameters after each step, without end."""
-    model = started(given, covariance_type, reg_covar)
+    yield from steps_of(started(given, covariance_type, reg_covar), given, covariance_type)
+
+
+def steps_of(model: GaussianMixture, given: Problem, covariance_type: str) -> Iterator[Parameters]:
+    """The parameters of a started model after each step."""
     samples, components, features = given.shape
     while True:
         with warnings.catch_warnings():
