@@ -7,12 +7,11 @@ from hypothesis import strategies as st
 
 from implicit_em import em_step
 from verify.checks.check import Check, numeric_cells
-from verify.em.budget import truth_and_budget
-from verify.em.problems import COVARIANCE_TYPES, Problem, small
-from verify.em.reference import ROBUST, Law, law, precision, start
-from verify.em.reference import em_step as em_step_by_definition
+from verify.em.budget import is_special, truth_and_budget
+from verify.em.problems import COVARIANCE_TYPES, small
+from verify.em.reference import ROBUST, law, precision
 from verify.finding import Cell, Finding
-from verify.formats import Format, format_of
+from verify.formats import format_of
 from verify.judge import Tally, cell_seed
 from verify.settings import Profile, Settings
 from verify.strategies import explore
@@ -26,16 +25,6 @@ REG_COVAR = 2.0**-20
 def mixtures_of(subject: Subject) -> bool:
     """Whether a kernel makes mixtures for which the reweighted M-step ascends: those that `RadialDensity` takes."""
     return subject.name in ROBUST and subject.spec == subject.name and not subject.handwritten
-
-
-def special(given: Problem, fmt: Format, density: Law) -> bool:
-    """Whether a component may underflow, and then keeps its parameters, as `em_step` documents; or a sample lies on a
-    mean, where a weight may have a pole."""
-    if density.weight is not None and (given.x[:, None] == given.means[None]).all(-1).any():
-        return True
-    counts = em_step_by_definition(*start(given), covariance_type="full", reg_covar=0.0, density=density).counts
-    least = float(fmt.computing.min_normal / fmt.computing.unit_roundoff)
-    return any(not count[0] > least for count in counts)
 
 
 def _cells(subject: Subject, settings: Settings) -> list[Cell]:
@@ -53,7 +42,7 @@ def _run(subject: Subject, cell: Cell, settings: Settings) -> Finding:
         given = small(seed, fmt, kind)
         with precision():
             density = law(subject.name, given.shape[2])
-            if special(given, fmt, density):
+            if is_special(given, fmt, density):
                 tally.unspecified += 1
                 return
             truth, budget = truth_and_budget(given, fmt, covariance_type=kind, reg_covar=REG_COVAR, density=density)

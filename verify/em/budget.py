@@ -69,6 +69,16 @@ def enclosed_and_budgeted(
     return truth, ulps + (0.5 if fmt.is_narrow else 0.0)
 
 
+def is_special(given: Problem, fmt: Format, density: Law) -> bool:
+    """Whether a component may underflow, and then keeps its parameters, as `em_step` documents; or a sample lies on a
+    mean, where a weight may have a pole."""
+    if density.weight is not None and (given.x[:, None] == given.means[None]).all(-1).any():
+        return True
+    counts = em_step(*start(given), covariance_type="full", reg_covar=0.0, density=density).counts
+    least = float(fmt.computing.min_normal / fmt.computing.unit_roundoff)
+    return any(not count[0] > least for count in counts)
+
+
 def directions(given: Problem) -> Iterator[Problem]:
     """Each input by itself, by as much as the largest of its kind."""
     zero = Problem(*(np.zeros_like(getattr(given, name), float) for name in given.__dataclass_fields__))

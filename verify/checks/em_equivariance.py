@@ -1,0 +1,180 @@
+"""What must not change an EM step, or must change it in a known way: the order of samples and components, affine maps,
+repeated samples, other problems in the batch. Each variant is judged against the truth of the original.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from implicit_em import EMState, em_step
+from verify.checks.check import Check, numeric_cells
+from verify.checks.em_reference import mixtures_of
+from verify.em.budget import is_special, truth_and_budget
+from verify.em.problems import COVARIANCE_TYPES, Problem, permuted, replicated, small
+from verify.em.reference import law, precision
+from verify.finding import Cell, Finding
+from verify.formats import WIDE, Format, format_of
+from verify.judge import Tally, cell_seed
+from verify.settings import Profile, Settings
+from verify.subject import Subject
+
+NAME = "em.equivariance"
+PROBLEMS: dict[Profile, int] = {"quick": 1, "standard": 2, "deep": 20}
+BATCH = 7
+LARGEST = 2.0**8
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A problem in another form, and the way back: from its results to those of the original."""
+
+    changed: Problem
+    back: Callable[[EMState], list[Tensor]]
+    count: int = 1  # how many problems of its own shape stand beside it in the batch
+
+
+def _samples(given: Problem, rng: np.random.Generator) -> Variant:
+    order = rng.permutation(len(given.x))
+    return Variant(permuted(given, order, np.arange(len(given.means))), list)
+
+
+def _components(given: Problem, rng: np.random.Generator) -> Variant:
+    order = rng.permutation(len(given.means))
+    back = torch.from_numpy(np.argsort(order))
+    return Variant(
+        permuted(given, np.arange(len(given.x)), order),
+        lambda state: [*(part[:, back] for part in state[:3]), state.log_likelihood],
+    )
+
+
+def _replication(given: Problem, rng: np.random.Generator) -> Variant:
+    times = int(rng.integers(2, 5))
+    return Variant(replicated(given, times), lambda state: [*state[:3], state.log_likelihood / times])
+
+
+def _weights(given: Problem, rng: np.random.Generator) -> Variant:
+    """Weights of a power of two times as much: the same mixture."""
+    return Variant(replace(given, weight=given.weight * 4), lambda state: [*state[:3], state.log_likelihood / 4])
+
+
+def _scaling(given: Problem, rng: np.random.Generator) -> Variant:
+    """Features times powers of two, which is exact; log p loses Σ log of them."""
+    scale = np.exp2(rng.integers(-3, 4, given.x.shape[1]))
+    factors = torch.from_numpy(scale)
+    lost = float(given.weight.sum() * np.log(scale).sum())
+    return Variant(
+        replace(
+            given,
+            x=given.x * scale,
+            means=given.means * scale,
+            covariances=given.covariances * scale[:, None] * scale,
+        ),
+        lambda state: [
+            state.mixing_logits,
+            state.means / factors.to(state.means),
+            state.covariances / (factors[:, None] * factors).to(state.means),
+            state.log_likelihood + lost,
+        ],
+    )
+
+
+def _batch(given: Problem, rng: np.random.Generator) -> Variant:
+    return Variant(given, list, count=BATCH)
+
+
+def _square_batch(given: Problem, rng: np.random.Generator) -> Variant:
+    """As many problems as samples: no axis may be taken for another."""
+    return Variant(given, list, count=len(given.x))
+
+
+VARIANTS: Mapping[str, Callable[[Problem, np.random.Generator], Variant]] = {
+    "samples": _samples,
+    "components": _components,
+    "replication": _replication,
+    "weights": _weights,
+    "scaling": _scaling,
+    "batch": _batch,
+    "square_batch": _square_batch,
+}
+
+
+def _cells(subject: Subject, settings: Settings) -> list[Cell]:
+    if not mixtures_of(subject):
+        return []
+    return numeric_cells(NAME, subject, VARIANTS, settings, dtypes=WIDE)
+
+
+def _run(subject: Subject, cell: Cell, settings: Settings) -> Finding:
+    fmt = format_of(cell.dtype)
+    tally = Tally(fmt)
+    rng = np.random.default_rng(cell_seed(cell, settings.seed))
+    for kind in COVARIANCE_TYPES:
+        # Per feature, a scaling leaves no sphere a sphere.
+        if (cell.function, kind) == ("scaling", "spherical"):
+            continue
+        for _ in range(PROBLEMS[settings.profile]):
+            _judge(
+                tally, subject.name, _original(rng, subject.name, fmt, kind), VARIANTS[cell.function], kind, fmt, rng
+            )
+    return tally.finding(cell)
+
+
+def _original(rng: np.random.Generator, kernel: str, fmt: Format, kind: str) -> Problem:
+    """Of moderate size, so that scaling it stays within the format, and without what `em_step` treats specially."""
+    while True:
+        found = small(int(rng.integers(2**32)), fmt, kind)
+        with precision():
+            special = is_special(found, fmt, law(kernel, found.shape[2]))
+        if not special and np.abs(found.x).max() < LARGEST and len(found.x) > len(found.means):
+            return found
+
+
+def _judge(
+    tally: Tally,
+    kernel: str,
+    given: Problem,
+    vary: Callable[[Problem, np.random.Generator], Variant],
+    kind: str,
+    fmt: Format,
+    rng: np.random.Generator,
+) -> None:
+    with precision():
+        truth, budget = truth_and_budget(
+            given, fmt, covariance_type=kind, reg_covar=0.0, density=law(kernel, given.shape[2])
+        )
+    variant = vary(given, rng)
+    strangers = [small_like(variant.changed, rng) for _ in range(variant.count - 1)]
+    place = int(rng.integers(variant.count))
+    batch = [*strangers[:place], variant.changed, *strangers[place:]]
+    x, logits, means, covariances = (torch.cat(parts) for parts in zip(*(p.tensors(fmt) for p in batch), strict=True))
+    state = em_step(
+        x,
+        logits,
+        means,
+        covariances,
+        covariance_type=kind,
+        reg_covar=0.0,
+        sample_weight=torch.cat([p.weights(fmt) for p in batch]),
+        kernel=kernel,
+    )
+    own = EMState(*(part[place : place + 1] for part in state))
+    got = np.concatenate([fmt.array(part).ravel() for part in variant.back(own)])
+    tally.judge_errors({"result": np.arange(got.size, dtype=np.float64)}, truth.ulp_error(got, fmt), budget, truth, got)
+
+
+def small_like(given: Problem, rng: np.random.Generator) -> Problem:
+    """Another problem of the same shape: the same one somewhere else, with its weights in another order."""
+    shift = rng.integers(1, 9)
+    return replace(given, x=given.x + shift, means=given.means + shift, weight=rng.permutation(given.weight))
+
+
+CHECKS = (
+    Check(NAME, "an EM step follows permutations, scalings and repetition, and minds its own problem", _cells, _run),
+)
