@@ -191,7 +191,9 @@ def smallest_distance(x: Float[Tensor, "batch sample feature"], white: Whitening
         reach = torch.maximum(x.abs().amax(1)[:, None], white.means.abs())
         factor = white.factor.abs()
         farthest = (reach[..., None, :] @ factor)[..., 0, :] if factor.ndim == 4 else reach * factor
-        floor: Tensor = torch.finfo(x.dtype).eps * farthest.norm(dim=-1)[:, None]
+        limits = torch.finfo(x.dtype)
+        # Where all lie on the origin, what is left is the smallest number whose square does not underflow.
+        floor: Tensor = (limits.eps * farthest.norm(dim=-1)[:, None]).clamp_min(limits.tiny**0.5)
     return floor
 
 
