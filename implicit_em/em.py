@@ -188,7 +188,7 @@ def smallest_distance(x: Float[Tensor, "batch sample feature"], white: Whitening
     take that rounding for the spread of its component. Like this it stays there, as a median does.
     """
     with torch.no_grad():
-        reach = torch.maximum(x.abs().amax(1)[:, None], white.means.abs())
+        reach = torch.cat([x, white.means], 1).abs().amax(1)[:, None].expand_as(white.means)
         factor = white.factor.abs()
         farthest = (reach[..., None, :] @ factor)[..., 0, :] if factor.ndim == 4 else reach * factor
         limits = torch.finfo(x.dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,7 +22,10 @@ from verify.subject import Subject
 
 NAME = "em.edge_cases"
 REG_COVAR = 2.0**-10
-OFFSETS = {torch.float64: 1e8, torch.float32: 1e4}
+# About 10⁸ and 10⁴, and the spacing of the samples, so that all of them are numbers of the format there and here.
+OFFSETS = {torch.float64: (2.0**27, 2.0**-20), torch.float32: (2.0**13, 2.0**-8)}
+# What the offset may cost, in units of roundoff of the data's spread: the shift itself is exact.
+ROUNDINGS = 64
 Statement = Callable[["Edge", EMState], Tensor]
 
 
@@ -36,6 +39,7 @@ class Edge:
     covariances: Tensor
     states: Statement
     mask: Tensor | None = None
+    elsewhere: Edge | None = None  # the same problem, moved by a constant
 
     @property
     def start(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -118,7 +122,11 @@ def _constant_feature(draw: Callable[..., Tensor]) -> Edge:
 
 def _offset(draw: Callable[..., Tensor]) -> Edge:
     x = draw(2, 40, 2)
-    return _edge(x + OFFSETS[x.dtype], 2, _always)
+    offset, spacing = OFFSETS[x.dtype]
+    near = _edge((x / spacing).round() * spacing, 2, _always)
+    # No power of two, by which products would be exact.
+    near = replace(near, means=(near.means / spacing).round() * spacing, covariances=0.7 * near.covariances)
+    return replace(near, x=near.x + offset, means=near.means + offset, elsewhere=near)
 
 
 EDGES: Mapping[str, Callable[[Callable[..., Tensor]], Edge]] = {
@@ -167,6 +175,8 @@ def _violations(edge: Edge, states: Statement, kind: str, kernel: str) -> list[s
     options = {"covariance_type": kind, "reg_covar": REG_COVAR, "mask": edge.mask, "kernel": kernel}
     first = em_step(edge.x, *edge.start, **options)  # type: ignore[arg-type]
     wrong = [] if bool(states(edge, first)) else ["not the result that is stated"]
+    if edge.elsewhere is not None:
+        wrong += _costs_of_moving(edge, first, em_step(edge.elsewhere.x, *edge.elsewhere.start, **options))  # type: ignore[arg-type]
     second = em_step(edge.x, *first[:3], **options)  # type: ignore[arg-type]
     x = edge.x if edge.mask is None else torch.where(edge.mask[..., None], edge.x, 0)
     for state in (first, second):
@@ -183,6 +193,19 @@ def _violations(edge: Edge, states: Statement, kind: str, kernel: str) -> list[s
         }
         wrong += [what for what, held in holds.items() if not bool(held)]
     return wrong
+
+
+def _costs_of_moving(edge: Edge, there: EMState, here: EMState) -> list[str]:
+    """Parts of the result that differ by more than roundings at the size of the spread."""
+    assert edge.elsewhere is not None
+    near = edge.elsewhere.x
+    allowed = ROUNDINGS * torch.finfo(near.dtype).eps * float(near.abs().max()) ** 2
+    apart = {
+        "weights": there.mixing_logits - here.mixing_logits,
+        "covariances": there.covariances - here.covariances,
+        "log-likelihood": (there.log_likelihood - here.log_likelihood) / near.shape[1],
+    }
+    return [f"{name} that the offset changes" for name, part in apart.items() if not float(part.abs().max()) <= allowed]
 
 
 CHECKS = (Check(NAME, "at the edges an EM step gives what it states, and never NaN", _cells, _run),)
