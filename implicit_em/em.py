@@ -11,6 +11,7 @@ Source: Dempster, Laird and Rubin (1977); the reweighting: Lange, Little and Tay
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -26,6 +27,7 @@ from implicit_em.mixture import (
     check_shapes,
     check_type,
     common_dtype,
+    posterior,
     rounded,
     scores,
     whitening,
@@ -72,7 +74,7 @@ class Data(NamedTuple):
     """Samples around 0, and the weight of each."""
 
     origin: Origin
-    weight: Float[Tensor, "batch sample 1"] | None
+    weight: Float[Tensor, "batch 1 sample"] | None
 
 
 class Expectation(NamedTuple):
@@ -80,12 +82,16 @@ class Expectation(NamedTuple):
 
     Attributes:
         counts: N_k.
-        weights: a_nk.
+        mass: Σ_n a_nk.
+        sums: Σ_n a_nk x_n.
+        weights: a_nk, block by block.
         log_likelihood: of the parameters of this E-step.
     """
 
     counts: Float[Tensor, "batch component"]
-    weights: Float[Tensor, "batch sample component"]
+    mass: Float[Tensor, "batch component"]
+    sums: Float[Tensor, "batch component feature"]
+    weights: Sequence[Float[Tensor, "batch component sample"]]
     log_likelihood: Float[Tensor, " batch"]
 
 
@@ -151,7 +157,7 @@ def prepared(x: Tensor, sample_weight: Tensor | None, mask: Tensor | None) -> Da
     weight = None if sample_weight is None else sample_weight.to(x.dtype)
     if mask is not None:
         weight = mask.to(x.dtype) if weight is None else torch.where(mask, weight, 0)
-    return Data(centered(x, mask), None if weight is None else weight[..., None])
+    return Data(centered(x, mask), None if weight is None else weight[:, None])
 
 
 def step(data: Data, mixture: Mixture, settings: Step) -> tuple[Mixture, Float[Tensor, " batch"]]:
@@ -165,35 +171,39 @@ def expectation(data: Data, mixture: Mixture, settings: Step) -> Expectation:
     density = settings.density
     white = whitening(mixture, settings.covariance_type)
     floor = smallest_distance(data.origin.x, white) if density.reweights else None
-    weights, counts, log_likelihood = [], [], []
+    weights, counts, mass, sums, log_likelihood = [], [], [], [], []
     for part in blocks(data.origin.x, mixture.means.shape[1]):
-        score, y = scores(data.origin.x[:, part], mixture, white, density)
-        density_log = torch.logsumexp(score, -1, keepdim=True)
-        responsibility = torch.softmax(score, -1)
+        x = data.origin.x[..., part]
+        score, y = scores(x, mixture, white, density)
+        share, log_density = posterior(score)
         if data.weight is not None:
-            share = data.weight[:, part]
+            weight = data.weight[..., part]
             # A sample without weight has none in the sum, even where its density underflows to 0.
-            density_log = torch.where(share > 0, share * density_log, 0)
-            responsibility = share * responsibility
-        counts.append(responsibility.sum(1))
-        log_likelihood.append(density_log.sum((1, 2)))
-        weights.append(responsibility * density.weight(y, floor) if floor is not None else responsibility)
-    return Expectation(torch.stack(counts).sum(0), torch.cat(weights, 1), torch.stack(log_likelihood).sum(0))
+            log_density = torch.where(weight[:, 0] > 0, weight[:, 0] * log_density, 0)
+            share = weight * share
+        counts.append(share.sum(2))
+        log_likelihood.append(log_density.sum(1))
+        attention = share if floor is None else share * density.weight(y, floor)
+        mass.append(counts[-1] if floor is None else attention.sum(2))
+        sums.append(attention @ x.mT)
+        weights.append(attention)
+    total, attended, first = (torch.stack(parts).sum(0) for parts in (counts, mass, sums))
+    return Expectation(total, attended, first, weights, torch.stack(log_likelihood).sum(0))
 
 
-def smallest_distance(x: Float[Tensor, "batch sample feature"], white: Whitening) -> Float[Tensor, "batch 1 component"]:
+def smallest_distance(x: Float[Tensor, "batch feature sample"], white: Whitening) -> Float[Tensor, "batch component 1"]:
     """The whitened distance that rounding leaves of 0: closer to a mean than that, a sample lies on it.
 
     A pole of the weight would magnify it: a mean that has come to lie on a sample, but for its own rounding, would
     take that rounding for the spread of its component. Like this it stays there, as a median does.
     """
     with torch.no_grad():
-        reach = torch.cat([x, white.means], 1).abs().amax(1)[:, None].expand_as(white.means)
+        reach = torch.cat([x.mT, white.means], 1).abs().amax(1)[:, None].expand_as(white.means)
         factor = white.factor.abs()
         farthest = (reach[..., None, :] @ factor)[..., 0, :] if factor.ndim == 4 else reach * factor
         limits = torch.finfo(x.dtype)
         # Where all lie on the origin, what is left is the smallest number whose square does not underflow.
-        floor: Tensor = (limits.eps * farthest.norm(dim=-1)[:, None]).clamp_min(limits.tiny**0.5)
+        floor: Tensor = (limits.eps * farthest.norm(dim=-1)[..., None]).clamp_min(limits.tiny**0.5)
     return floor
 
 
@@ -207,9 +217,7 @@ def maximization(data: Data, old: Mixture, found: Expectation, settings: Step) -
     logits = torch.where(
         empty, -torch.inf, torch.where(empty, 1, counts).log() - torch.where(total > 0, total, 1).log()
     )
-    mass = found.weights.sum(1) if settings.density.reweights else counts
-    mass = torch.where(empty, 1, mass)[..., None]
-    means = torch.where(empty[..., None], old.means, found.weights.mT @ x / mass)
+    means = torch.where(empty[..., None], old.means, found.sums / torch.where(empty, 1, found.mass)[..., None])
     spread = scatter(x, found.weights, means, settings)
     if settings.covariance_type == "tied":
         spread = (spread.sum(1) / torch.where(total > 0, total, 1)[..., None])[:, None].expand_as(spread)
@@ -221,20 +229,19 @@ def maximization(data: Data, old: Mixture, found: Expectation, settings: Step) -
 
 
 def scatter(
-    x: Float[Tensor, "batch sample feature"],
-    weights: Float[Tensor, "batch sample component"],
+    x: Float[Tensor, "batch feature sample"],
+    weights: Sequence[Float[Tensor, "batch component sample"]],
     means: Float[Tensor, "batch component feature"],
     settings: Step,
 ) -> Float[Tensor, "batch component feature feature"] | Float[Tensor, "batch component feature"]:
     """Σ_n a_nk (x_n − μ_k)(x_n − μ_k)ᵀ, or its diagonal: about each mean, so that nothing cancels."""
     sums = []
-    for part in blocks(x, means.shape[1]):
-        u = x[:, None, part] - means[:, :, None]
-        weighted = weights[:, part].mT[..., None] * u
+    for part, share in zip(blocks(x, means.shape[1]), weights, strict=True):
+        u = x[:, None, :, part] - means[..., None]
         if settings.covariance_type in ("full", "tied"):
-            sums.append(weighted.mT @ u)
+            sums.append((share[:, :, None] * u) @ u.mT)
         else:
-            sums.append((weighted * u).sum(2))
+            sums.append((u.square() @ share[..., None]).squeeze(-1))
     return torch.stack(sums).sum(0)
 
 

@@ -1,6 +1,8 @@
 """Mixture densities: whitened distances, energies, and what a fitted mixture is asked for.
 
 p(x) = Σ_k π_k |Σ_k|^{−1/2} e^{−d(δ_k)}/Z with δ_k² = (x − μ_k)ᵀΣ_k⁻¹(x − μ_k), d a radial energy and Z its normaliser.
+
+Inside, samples are the last axis: components and features are few, and loops over few numbers are not vectorised.
 """
 
 from __future__ import annotations
@@ -17,8 +19,8 @@ from implicit_em.kernels import computing_dtype
 from implicit_em.radial import RadialDensity
 
 COVARIANCE_TYPES = ("full", "tied", "diag", "spherical")
-# Numbers in one block of samples × components × features: in float64 they fit a core's own cache.
-BLOCK = 2**17
+# Numbers in one block of samples × components × features: 2 MB in float64, about what the cores keep next to them.
+BLOCK = 2**18
 
 
 class Mixture(NamedTuple):
@@ -39,14 +41,14 @@ class Whitening(NamedTuple):
     factor: Float[Tensor, "batch component feature feature"] | Float[Tensor, "batch component feature"]
     log_det: Float[Tensor, "batch component"]
 
-    def __call__(self, x: Float[Tensor, "batch sample feature"]) -> Float[Tensor, "batch sample component feature"]:
+    def __call__(self, x: Float[Tensor, "batch feature sample"]) -> Float[Tensor, "batch component feature sample"]:
         if self.factor.ndim == 3:
-            return (x[:, :, None, :] - self.means[:, None]) * self.factor[:, None]
+            return (x[:, None] - self.means[..., None]) * self.factor[..., None]
         batch, count, features = self.means.shape
-        # One product for all components, [feature, component·feature]; the means are close to the origin.
-        wide = self.factor.permute(0, 2, 1, 3).reshape(batch, features, count * features)
-        shift = (self.means[:, :, None, :] @ self.factor).reshape(batch, 1, count * features)
-        return torch.baddbmm(-shift, x, wide).reshape(batch, -1, count, features)
+        # One product for all components, [component·feature, feature]; the means are close to the origin.
+        tall = self.factor.mT.reshape(batch, count * features, features)
+        shift = (self.factor.mT @ self.means[..., None]).reshape(batch, count * features, 1)
+        return (tall @ x).sub_(shift).reshape(batch, count, features, -1)
 
 
 def whitening(mixture: Mixture, covariance_type: str) -> Whitening:
@@ -68,7 +70,7 @@ def whitening(mixture: Mixture, covariance_type: str) -> Whitening:
 class Origin(NamedTuple):
     """Data moved to where their mean is: the distance of the data from 0 must not cost digits."""
 
-    x: Float[Tensor, "batch sample feature"]
+    x: Float[Tensor, "batch feature sample"]
     center: Float[Tensor, "batch 1 feature"]
 
     def inward(self, mixture: Mixture) -> Mixture:
@@ -88,24 +90,33 @@ def centered(x: Float[Tensor, "batch sample feature"], valid: Tensor | None = No
         count = usable.sum(1, keepdim=True).clamp_min(1)
         # Divided before they are summed: the sum of large numbers overflows.
         center = torch.where(usable, x / count, 0).sum(1, keepdim=True)
-    return Origin(torch.where(usable, x - center, 0) if valid is not None else x - center, center)
+    around = x - center if valid is None else torch.where(usable, x - center, 0)
+    return Origin(around.mT.contiguous(), center)
 
 
-def blocks(x: Float[Tensor, "batch sample feature"], components: int) -> Iterator[slice]:
+def blocks(x: Float[Tensor, "batch feature sample"], components: int) -> Iterator[slice]:
     """Slices of samples small enough for `BLOCK`."""
-    batch, samples, features = x.shape
+    batch, features, samples = x.shape
     size = max(32, BLOCK // max(1, batch * components * features))
     for start in range(0, max(samples, 1), size):
         yield slice(start, start + size)
 
 
 def scores(
-    x: Float[Tensor, "batch sample feature"], mixture: Mixture, white: Whitening, density: RadialDensity
-) -> tuple[Float[Tensor, "batch sample component"], Float[Tensor, "batch sample component feature"]]:
+    x: Float[Tensor, "batch feature sample"], mixture: Mixture, white: Whitening, density: RadialDensity
+) -> tuple[Float[Tensor, "batch component sample"], Float[Tensor, "batch component feature sample"]]:
     """log π_k p_k(x) in nats, and the whitened points."""
     y = white(x)
-    constant = torch.log_softmax(mixture.mixing_logits, -1) - white.log_det / 2 - density.log_normalizer(x.shape[-1])
-    return constant[:, None, :] - density.energy(y), y
+    constant = torch.log_softmax(mixture.mixing_logits, -1) - white.log_det / 2 - density.log_normalizer(x.shape[1])
+    return constant[..., None] - density.energy(y), y
+
+
+def posterior(
+    score: Float[Tensor, "batch component sample"],
+) -> tuple[Float[Tensor, "batch component sample"], Float[Tensor, "batch sample"]]:
+    """Responsibilities, and log p(x) as the largest score less the log of its responsibility: one exponential for both."""
+    responsibility = torch.softmax(score, 1)
+    return responsibility, score.amax(1) - responsibility.amax(1).log()
 
 
 def log_prob(
@@ -122,7 +133,7 @@ def log_prob(
     Accuracy: finding `em.log_prob`.
     """
     parts = _block_scores(x, mixture, covariance_type, density)
-    return torch.cat([torch.logsumexp(score, -1) for score in parts], 1)
+    return torch.cat([posterior(score)[1] for score in parts], 1)
 
 
 def mixture_responsibilities(
@@ -137,12 +148,13 @@ def mixture_responsibilities(
     Raises:
         ValueError: as in `log_prob`.
     """
-    return torch.cat([torch.softmax(score, -1) for score in _block_scores(x, mixture, covariance_type, density)], 1)
+    parts = _block_scores(x, mixture, covariance_type, density)
+    return torch.cat([posterior(score)[0] for score in parts], 2).mT
 
 
 def _block_scores(
     x: Tensor, mixture: Mixture, covariance_type: str, density: RadialDensity | None
-) -> Iterator[Float[Tensor, "batch sample component"]]:
+) -> Iterator[Float[Tensor, "batch component sample"]]:
     check_shapes(x, *mixture)
     check_type(covariance_type)
     dtype = common_dtype(x, *mixture)
@@ -151,7 +163,7 @@ def _block_scores(
     white = whitening(inner, covariance_type)
     law = density or RadialDensity()
     for part in blocks(origin.x, inner.means.shape[1]):
-        yield scores(origin.x[:, part], inner, white, law)[0]
+        yield scores(origin.x[..., part], inner, white, law)[0]
 
 
 def sample(

@@ -160,7 +160,7 @@ class EMOperator(nn.Module):
         weight = prepared(x, sample_weight, mask).weight
         if weight is None:
             return -self.log_prob(x, state).mean()
-        share = weight.squeeze(-1)
+        share = weight.squeeze(1)
         kept = x if mask is None else torch.where(mask[..., None], x, 0)
         return -(share * self.log_prob(kept, state)).sum() / share.sum()
 
@@ -218,9 +218,9 @@ class EMOperator(nn.Module):
     def _frame(self, data: Data) -> Frame:
         """The spread of the data, a constant to autograd; 1 for a feature that does not vary."""
         x = data.origin.x.detach()
-        weight = torch.ones_like(x[..., :1]) if data.weight is None else data.weight.detach()
-        share = weight / weight.sum(1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
-        spread = (share * x.square()).sum(1, keepdim=True).sqrt()
+        weight = torch.ones_like(x[:, :1]) if data.weight is None else data.weight.detach()
+        share = weight / weight.sum(2, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+        spread = (share * x.square()).sum(2)[:, None].sqrt()
         return Frame(data.origin.center, torch.where(spread > 0, spread, 1))
 
     def _implicit(self, data: Data, start: Mixture) -> tuple[Mixture, Tensor]:

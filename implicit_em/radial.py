@@ -53,21 +53,21 @@ class RadialDensity:
         """Whether the weight is other than 1, which it is for every point of a Gaussian with σ = 1."""
         return self.kernel.name != "gaussian" or self.params["sigma"] != 1
 
-    def energy(self, y: Float[Tensor, "*batch feature"]) -> Float[Tensor, "*batch"]:
+    def energy(self, y: Float[Tensor, "*batch feature sample"]) -> Float[Tensor, "*batch sample"]:
         """d(‖y‖) in nats, without the normaliser."""
         if not self.reweights:
-            return y.square().sum(-1) / 2
-        return self.kernel.energy(norm(y), 0.0, **self.params) * self._exponent(y.shape[-1])
+            return y.square().sum(-2) / 2
+        return self.kernel.energy(norm(y.mT), 0.0, **self.params) * self._exponent(y.shape[-2])
 
     def weight(
-        self, y: Float[Tensor, "*batch feature"], floor: Float[Tensor, "*#batch"] | float = 0.0
-    ) -> Float[Tensor, "*batch"]:
+        self, y: Float[Tensor, "*batch feature sample"], floor: Float[Tensor, "*#batch #sample"] | float = 0.0
+    ) -> Float[Tensor, "*batch sample"]:
         """d′(δ)/δ at δ = ‖y‖ or `floor`, whichever is larger: dimensionless, positive.
 
         Below `floor` the energy is as if quadratic. Laplace's weight has its pole there: without a floor it is ∞ at 0.
         """
-        distance = torch.maximum(norm(y), torch.as_tensor(floor, dtype=y.dtype, device=y.device))
-        return self.kernel.irls_weight(distance, **self.params) * self._exponent(y.shape[-1])
+        distance = torch.maximum(norm(y.mT), torch.as_tensor(floor, dtype=y.dtype, device=y.device))
+        return self.kernel.irls_weight(distance, **self.params) * self._exponent(y.shape[-2])
 
     def log_normalizer(self, n_features: int) -> float:
         """log Z_D, in nats: 2π^{D/2}/Γ(D/2) times the integral of δ^{D−1} e^{−d(δ)} over δ > 0."""

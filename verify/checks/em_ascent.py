@@ -86,15 +86,15 @@ def _rounding(x: Tensor, mixture: Mixture, kind: str, density: RadialDensity, fm
     as such errors of x and μ, at the size of the largest, make of it."""
     wide = Mixture(*(part.double() for part in mixture))
     white = whitening(wide, kind)
-    score, y = scores(x.double(), wide, white, density)
-    share = torch.softmax(score, -1)
+    score, y = scores(x.double().mT, wide, white, density)
+    share = torch.softmax(score, 1)
     reach = torch.maximum(x.abs().amax(1), mixture.means.abs().amax(1)).double()
     factor = white.factor if white.factor.ndim == 4 else torch.diag_embed(white.factor)
     moved = torch.einsum("bd,bkde->bke", reach, factor.abs())
-    slope = (density.weight(y, float(fmt.min_normal))[..., None] * y).abs()
-    energies = (share * ((slope * moved[:, None]).sum(-1) + density.energy(y) + white.log_det.abs()[:, None])).sum(-1)
+    slope = (density.weight(y, float(fmt.min_normal))[:, :, None] * y).abs()
+    energies = (share * ((slope * moved[..., None]).sum(2) + density.energy(y) + white.log_det.abs()[..., None])).sum(1)
     constant = abs(density.log_normalizer(x.shape[-1]))
-    total = (energies + torch.logsumexp(score, -1).abs() + constant).sum(1)
+    total = (energies + torch.logsumexp(score, 1).abs() + constant).sum(1)
     return ROUNDINGS * float(fmt.unit_roundoff) * total
 
 
