@@ -171,24 +171,23 @@ def expectation(data: Data, mixture: Mixture, settings: Step) -> Expectation:
     density = settings.density
     white = whitening(mixture, settings.covariance_type)
     floor = smallest_distance(data.origin.x, white) if density.reweights else None
-    weights, counts, mass, sums, log_likelihood = [], [], [], [], []
+    weights, counts, sums, log_likelihood = [], [], [], []
     for part in blocks(data.origin.x, mixture.means.shape[1]):
-        x = data.origin.x[..., part]
-        score, y = scores(x, mixture, white, density)
+        points = data.origin.points[..., part]
+        score, y = scores(points, mixture, white, density)
         share, log_density = posterior(score)
         if data.weight is not None:
             weight = data.weight[..., part]
             # A sample without weight has none in the sum, even where its density underflows to 0.
             log_density = torch.where(weight[:, 0] > 0, weight[:, 0] * log_density, 0)
             share = weight * share
-        counts.append(share.sum(2))
         log_likelihood.append(log_density.sum(1))
         attention = share if floor is None else share * density.weight(y, floor)
-        mass.append(counts[-1] if floor is None else attention.sum(2))
-        sums.append(attention @ x.mT)
         weights.append(attention)
-    total, attended, first = (torch.stack(parts).sum(0) for parts in (counts, mass, sums))
-    return Expectation(total, attended, first, weights, torch.stack(log_likelihood).sum(0))
+        sums.append(attention @ points.mT)
+        counts.append(sums[-1][..., -1] if floor is None else share.sum(2))
+    total, moments, level = (torch.stack(parts).sum(0) for parts in (counts, sums, log_likelihood))
+    return Expectation(total, moments[..., -1], moments[..., :-1], weights, level)
 
 
 def smallest_distance(x: Float[Tensor, "batch feature sample"], white: Whitening) -> Float[Tensor, "batch component 1"]:

@@ -41,14 +41,17 @@ class Whitening(NamedTuple):
     factor: Float[Tensor, "batch component feature feature"] | Float[Tensor, "batch component feature"]
     log_det: Float[Tensor, "batch component"]
 
-    def __call__(self, x: Float[Tensor, "batch feature sample"]) -> Float[Tensor, "batch component feature sample"]:
+    def __call__(
+        self, points: Float[Tensor, "batch feature+1 sample"]
+    ) -> Float[Tensor, "batch component feature sample"]:
+        """Of points in homogeneous coordinates."""
         if self.factor.ndim == 3:
-            return (x[:, None] - self.means[..., None]) * self.factor[..., None]
+            return (points[:, None, :-1] - self.means[..., None]) * self.factor[..., None]
         batch, count, features = self.means.shape
-        # One product for all components, [component·feature, feature]; the means are close to the origin.
-        tall = self.factor.mT.reshape(batch, count * features, features)
-        shift = (self.factor.mT @ self.means[..., None]).reshape(batch, count * features, 1)
-        return (tall @ x).sub_(shift).reshape(batch, count, features, -1)
+        # Pᵀ and −Pᵀμ of all components as one matrix; the means are close to the origin.
+        shift = self.factor.mT @ self.means[..., None]
+        tall = torch.cat([self.factor.mT, -shift], -1).reshape(batch, count * features, features + 1)
+        return (tall @ points).reshape(batch, count, features, -1)
 
 
 def whitening(mixture: Mixture, covariance_type: str) -> Whitening:
@@ -68,10 +71,19 @@ def whitening(mixture: Mixture, covariance_type: str) -> Whitening:
 
 
 class Origin(NamedTuple):
-    """Data moved to where their mean is: the distance of the data from 0 must not cost digits."""
+    """Data moved to where their mean is: the distance of the data from 0 must not cost digits.
 
-    x: Float[Tensor, "batch feature sample"]
+    Attributes:
+        points: samples in homogeneous coordinates, the last being 1: products with them add shifts, and count.
+        center: where the origin is.
+    """
+
+    points: Float[Tensor, "batch feature+1 sample"]
     center: Float[Tensor, "batch 1 feature"]
+
+    @property
+    def x(self) -> Float[Tensor, "batch feature sample"]:
+        return self.points[:, :-1]
 
     def inward(self, mixture: Mixture) -> Mixture:
         return mixture._replace(means=mixture.means - self.center)
@@ -91,7 +103,7 @@ def centered(x: Float[Tensor, "batch sample feature"], valid: Tensor | None = No
         # Divided before they are summed: the sum of large numbers overflows.
         center = torch.where(usable, x / count, 0).sum(1, keepdim=True)
     around = x - center if valid is None else torch.where(usable, x - center, 0)
-    return Origin(around.mT.contiguous(), center)
+    return Origin(torch.cat([around.mT, around.new_ones(len(x), 1, x.shape[1])], 1), center)
 
 
 def blocks(x: Float[Tensor, "batch feature sample"], components: int) -> Iterator[slice]:
@@ -103,18 +115,18 @@ def blocks(x: Float[Tensor, "batch feature sample"], components: int) -> Iterato
 
 
 def scores(
-    x: Float[Tensor, "batch feature sample"], mixture: Mixture, white: Whitening, density: RadialDensity
+    points: Float[Tensor, "batch feature+1 sample"], mixture: Mixture, white: Whitening, density: RadialDensity
 ) -> tuple[Float[Tensor, "batch component sample"], Float[Tensor, "batch component feature sample"]]:
     """log π_k p_k(x) in nats, and the whitened points."""
-    y = white(x)
-    constant = torch.log_softmax(mixture.mixing_logits, -1) - white.log_det / 2 - density.log_normalizer(x.shape[1])
+    y = white(points)
+    constant = torch.log_softmax(mixture.mixing_logits, -1) - white.log_det / 2 - density.log_normalizer(y.shape[2])
     return constant[..., None] - density.energy(y), y
 
 
 def posterior(
     score: Float[Tensor, "batch component sample"],
 ) -> tuple[Float[Tensor, "batch component sample"], Float[Tensor, "batch sample"]]:
-    """Responsibilities, and log p(x) as the largest score less the log of its responsibility: one exponential for both."""
+    """Responsibilities, and log p(x) as the largest score less the log of its responsibility: one exponential serves."""
     responsibility = torch.softmax(score, 1)
     return responsibility, score.amax(1) - responsibility.amax(1).log()
 
@@ -163,7 +175,7 @@ def _block_scores(
     white = whitening(inner, covariance_type)
     law = density or RadialDensity()
     for part in blocks(origin.x, inner.means.shape[1]):
-        yield scores(origin.x[..., part], inner, white, law)[0]
+        yield scores(origin.points[..., part], inner, white, law)[0]
 
 
 def sample(

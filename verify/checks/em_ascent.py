@@ -86,7 +86,8 @@ def _rounding(x: Tensor, mixture: Mixture, kind: str, density: RadialDensity, fm
     as such errors of x and μ, at the size of the largest, make of it."""
     wide = Mixture(*(part.double() for part in mixture))
     white = whitening(wide, kind)
-    score, y = scores(x.double().mT, wide, white, density)
+    points = torch.cat([x.double().mT, torch.ones_like(x[:, None, :, 0], dtype=torch.float64)], 1)
+    score, y = scores(points, wide, white, density)
     share = torch.softmax(score, 1)
     reach = torch.maximum(x.abs().amax(1), mixture.means.abs().amax(1)).double()
     factor = white.factor if white.factor.ndim == 4 else torch.diag_embed(white.factor)
