@@ -126,7 +126,7 @@ def scores(
 def posterior(
     score: Float[Tensor, "batch component sample"],
 ) -> tuple[Float[Tensor, "batch component sample"], Float[Tensor, "batch sample"]]:
-    """Responsibilities, and log p(x) as the largest score less the log of its responsibility: one exponential serves."""
+    """Responsibilities, and log p(x): the largest score less the log of its responsibility, sparing exponentials."""
     responsibility = torch.softmax(score, 1)
     return responsibility, score.amax(1) - responsibility.amax(1).log()
 

@@ -1,4 +1,4 @@
-"""Models of known answer, trained on digits a little: `implicit-em audit tests/audited_models.py:NAME`."""
+"""Models of known answer, trained on digits a little: `implicit-em audit verify.audit.known_models:NAME`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def trained(
         for step in range(STEPS):
             rows = slice(step * BATCH, (step + 1) * BATCH)
             optimizer.zero_grad()
-            loss(model(x[rows].reshape(-1, *shape)), y[rows]).backward()
+            loss(model(x[rows].reshape(-1, *shape)), y[rows]).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     target = y[-BATCH:]
     return model, (x[-BATCH:].reshape(-1, *shape),), lambda output: loss(output, target)
@@ -87,7 +87,8 @@ class Transformer(nn.Module):
         self.head = nn.Linear(16, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.block(self.embed(x)).mean(1))
+        result: Tensor = self.head(self.block(self.embed(x)).mean(1))
+        return result
 
 
 def transformer() -> Made:
@@ -102,7 +103,8 @@ class MixtureOfExperts(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         outputs = torch.stack([expert(x) for expert in self.experts], 1)
-        return (self.gate(x).softmax(-1)[..., None] * outputs).sum(1)
+        result: Tensor = (self.gate(x).softmax(-1)[..., None] * outputs).sum(1)
+        return result
 
 
 def experts() -> Made:
@@ -193,13 +195,15 @@ class WrongSoftmax(torch.autograd.Function):
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, g: Tensor) -> Tensor:
         (p,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        return p * g
+        result: Tensor = p * g
+        return result
 
 
 def wrong_gradient() -> Made:
     class Wrong(nn.Module):
         def forward(self, z: Tensor) -> Tensor:
-            return WrongSoftmax.apply(z)
+            result: Tensor = WrongSoftmax.apply(z)  # type: ignore[no-untyped-call]
+            return result
 
     return trained(lambda: mlp(nn.Tanh(), Wrong()), picked)
 
@@ -210,7 +214,8 @@ class Opaque(nn.Module):
     audit_role = "independent_nonlinearity"
 
     def forward(self, z: Tensor) -> Tensor:
-        return OpaqueSine.apply(z)
+        result: Tensor = OpaqueSine.apply(z)  # type: ignore[no-untyped-call]
+        return result
 
 
 class OpaqueSine(torch.autograd.Function):
@@ -222,7 +227,8 @@ class OpaqueSine(torch.autograd.Function):
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, g: Tensor) -> Tensor:
         (z,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        return g * z.cos()
+        result: Tensor = g * z.cos()
+        return result
 
 
 def opaque() -> Made:
