@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from implicit_em import mixture as mixtures
 from implicit_em.em import Data, EMState, expectation, prepared, step, step_settings
 from implicit_em.fixed_point import through_fixed_point
 from implicit_em.mixture import Mixture, check_shapes, common_dtype, rounded
 from implicit_em.radial import RadialDensity
+from implicit_em.recompute import recomputed
 from implicit_em.residuals import RESIDUALS, Frame
 
 GRADIENTS = ("unroll", "checkpoint", "implicit")
@@ -110,6 +110,8 @@ class EMOperator(nn.Module):
         data, start = self._prepared(x, Mixture(mixing_logits, means, covariances), sample_weight, mask)
         if self.gradient == "implicit":
             return self._returned(data, *self._implicit(data, start), x, means)
+        if self.gradient == "checkpoint":
+            return self._returned(data, *self._recomputed(data, start), x, means)
         for current, log_likelihood in self._run(data, start):
             last = current, log_likelihood
         return self._returned(data, *last, x, means)
@@ -205,10 +207,7 @@ class EMOperator(nn.Module):
     def _run(self, data: Data, mixture: Mixture) -> Iterator[tuple[Mixture, Tensor]]:
         frame = self._frame(data)
         for _ in range(self.n_steps):
-            if self.gradient == "checkpoint":
-                mixture, log_likelihood = checkpoint(self._step, data, mixture, frame, use_reentrant=False)
-            else:
-                mixture, log_likelihood = self._step(data, mixture, frame)
+            mixture, log_likelihood = self._step(data, mixture, frame)
             yield mixture, log_likelihood
 
     def _step(self, data: Data, old: Mixture, frame: Frame) -> tuple[Mixture, Tensor]:
@@ -222,6 +221,20 @@ class EMOperator(nn.Module):
         share = weight / weight.sum(2, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
         spread = (share * x.square()).sum(2)[:, None].sqrt()
         return Frame(data.origin.center, torch.where(spread > 0, spread, 1))
+
+    def _recomputed(self, data: Data, start: Mixture) -> tuple[Mixture, Tensor]:
+        frame = self._frame(data)
+
+        def packed_step(packed: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+            points, *weight = inputs
+            moved = Data(data.origin._replace(points=points), weight[0] if weight else None)
+            new, log_likelihood = self._step(moved, _unpacked(packed, start), frame)
+            return _packed(new), log_likelihood
+
+        inputs = [data.origin.points] if data.weight is None else [data.origin.points, data.weight]
+        trained = [] if self.residual is None else list(self.residual.parameters())
+        after, log_likelihood = recomputed(packed_step, self.n_steps, _packed(start), inputs, trained)
+        return _unpacked(after, start), log_likelihood
 
     def _implicit(self, data: Data, start: Mixture) -> tuple[Mixture, Tensor]:
         frame = self._frame(data)
