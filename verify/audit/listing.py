@@ -88,9 +88,10 @@ def verdict(audit: Audit) -> str:
     exact = [row for row in audit.operations if row.em == "exact"]
     weighted = [row for row in audit.operations if row.em == "responsibilities_only"]
     refused = [row for row in audit.operations if row.role == "competition" and row.em == "none"]
-    idle = [
-        row for row in audit.operations if row.role in ("hard_gate", "independent_nonlinearity") and row.em == "none"
-    ]
+    # A module in which something competes is not called idle for what else it computes.
+    competing = {row.name for row in (*exact, *weighted, *refused)}
+    gates = [row for row in audit.operations if row.role in ("hard_gate", "independent_nonlinearity")]
+    idle = [row for row in gates if row.name not in competing]
     parts = [f"EM is exact at {_listed(exact)}" if exact else "EM is exact nowhere"]
     parts += [f"responsibility-weighted gradients arrive at {_listed(weighted)}"] if weighted else []
     parts += [f"{_listed(refused)} competes without them"] if refused else []

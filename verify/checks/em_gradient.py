@@ -38,6 +38,9 @@ def _cells(subject: Subject, settings: Settings) -> list[Cell]:
     # Laplace's fixed points lie on samples, where the step has no derivative; the operator refuses.
     gradients = [name for name in GRADIENTS if (subject.name, name) != ("laplace", "implicit")]
     functions = [f"{gradient}/{kind}" for gradient in gradients for kind in COVARIANCE_TYPES]
+    if settings.profile != "deep" and subject.name != "gaussian":
+        # Their fixed points take Arb seconds each.
+        functions = [name for name in functions if name in ("implicit/full", "unroll/full", "checkpoint/full")]
     return numeric_cells(NAME, subject, functions, settings, dtypes=("float64",))
 
 

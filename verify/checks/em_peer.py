@@ -26,7 +26,7 @@ AGREEMENT = 1e-10
 STEPS = 50
 REG_COVAR = 1e-6
 TABLES = {"iris": 3, "wine": 3, "breast_cancer": 2, "digits": 10}
-RANDOM: dict[Profile, int] = {"quick": 5, "standard": 50, "deep": 200}
+RANDOM: dict[Profile, int] = {"quick": 3, "standard": 10, "deep": 50}
 
 
 def _cells(subject: Subject, settings: Settings) -> list[Cell]:

@@ -21,7 +21,7 @@ from verify.settings import Profile, Settings
 from verify.subject import Subject
 
 NAME = "em.residual"
-DRAWS: dict[Profile, int] = {"quick": 1_000, "standard": 5_000, "deep": 1_000_000}
+DRAWS: dict[Profile, int] = {"quick": 1_000, "standard": 2_000, "deep": 1_000_000}
 BLOCK = 1_000
 LITERAL_DRAWS: dict[Profile, int] = {"quick": 50, "standard": 200, "deep": 2_000}
 COMPONENTS, FEATURES, SAMPLES = 2, 3, 40

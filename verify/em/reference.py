@@ -106,8 +106,10 @@ def _log_normalizer(kernel: Kernel, energy: Expr, n_features: int) -> arb:
     """log of 2π^{D/2}/Γ(D/2) ∫ δ^{D−1} e^{−d(δ)} dδ, by quadrature."""
     radial = SimpleNamespace(parameters=kernel.parameters, energy=energy - (n_features - 1) * log(u))
     integral = HalfIntegral(radial)({p: p.default for p in kernel.parameters})  # type: ignore[arg-type]
-    half = arb(n_features) / 2
-    return (2 * arb.pi() ** half / half.gamma() * integral).log()
+    # Whoever asks first: what is kept must not depend on their precision.
+    with flint.ctx.workprec(BITS):
+        half = arb(n_features) / 2
+        return (2 * arb.pi() ** half / half.gamma() * integral).log()
 
 
 def _lifted(expr: Expr, kernel: Kernel) -> Callable[[Number], Number]:
