@@ -126,12 +126,23 @@ def precision_cholesky(
     _check_covariance(covariance)
     # Σ = UUᵀ with U upper triangular is the Cholesky factorisation read from the last feature to the first;
     # then P = U⁻ᵀ is lower triangular, and PPᵀ = U⁻ᵀU⁻¹ = Σ⁻¹.
-    reversed_factor, info = torch.linalg.cholesky_ex(covariance.flip(-2, -1))
-    if bool((info != 0).any()):
-        raise ValueError(f"expected a positive definite covariance, got one that is not{_where(info != 0)}")
+    reversed_factor = cholesky(covariance.flip(-2, -1))
     identity = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
     inverse: Tensor = torch.linalg.solve_triangular(reversed_factor, identity, upper=False)
     return inverse.mT.flip(-2, -1)
+
+
+def cholesky(covariance: Float[Tensor, "*batch feature feature"]) -> Float[Tensor, "*batch feature feature"]:
+    """L, lower triangular with positive diagonal and LLᵀ = Σ.
+
+    Raises:
+        ValueError: not positive definite; the message says where in the batch.
+    """
+    factor: Tensor
+    factor, info = torch.linalg.cholesky_ex(covariance)
+    if bool((info != 0).any()):
+        raise ValueError(f"expected a positive definite covariance, got one that is not{_where(info != 0)}")
+    return factor
 
 
 def _check_covariance(covariance: Tensor) -> None:

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from implicit_em.invariants import log_det, precision_cholesky
+from implicit_em.invariants import cholesky, log_det, precision_cholesky
 from implicit_em.kernels import computing_dtype
 from implicit_em.radial import RadialDensity
 
@@ -195,7 +195,7 @@ def sample(
     probabilities = torch.softmax(mixture.mixing_logits, -1)
     component = torch.multinomial(probabilities, n_samples, replacement=True, generator=generator)
     y = law.sample(tuple(component.shape), count, mixture.means, generator)
-    factor = torch.linalg.cholesky(mixture.covariances)
+    factor = cholesky(mixture.covariances)
     batch = torch.arange(len(component), device=component.device)[:, None]
     moved = (factor[batch, component] @ y[..., None]).squeeze(-1)
     return mixture.means[batch, component] + moved, component

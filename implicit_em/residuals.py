@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from implicit_em.invariants import cholesky
 from implicit_em.mixture import Mixture
 
 # The most by which one residual changes a log scale or, in units of the scales, an entry of the factor.
@@ -70,7 +71,7 @@ class CovarianceResidual(nn.Module):
 
     def _log_factor(self, mixture: Mixture, frame: Frame) -> Tensor:
         """Lower triangle of the Cholesky factor in units of the spread, its diagonal as logarithms."""
-        factor = torch.linalg.cholesky(mixture.covariances) / frame.scale[..., None]
+        factor = cholesky(mixture.covariances) / frame.scale[..., None]
         logs = torch.diag_embed(factor.diagonal(dim1=-2, dim2=-1).log())
         rows, columns = self._triangle(factor)
         entries: Tensor = (factor.tril(-1) + logs)[..., rows, columns]

@@ -274,3 +274,11 @@ def test_a_wrong_operator_says_what_was_expected(change: dict[str, object], mess
 def test_the_operator_minds_its_own_sizes() -> None:
     with pytest.raises(ValueError, match=r"means of shape \[B, 4, 2\], got \(2, 3, 2\)"):
         EMOperator(4, 2)(*start())
+
+
+def test_a_residual_says_which_covariance_is_singular() -> None:
+    x, *theta = start()
+    x[1] = x[1, :1]
+    operator = EMOperator(3, 2, n_steps=1, reg_covar=0.0, residual="log_cholesky").double()
+    with pytest.raises(ValueError, match=r"positive definite.* at \(1, 0\)"):
+        operator(x, *theta)

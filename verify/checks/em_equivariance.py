@@ -38,6 +38,7 @@ class Variant:
     changed: Problem
     back: Callable[[EMState], list[Tensor]]
     count: int = 1  # how many problems of its own shape stand beside it in the batch
+    amplifies: float = 1.0  # what the way back may make of an error
 
 
 def _samples(given: Problem, rng: np.random.Generator) -> Variant:
@@ -85,6 +86,30 @@ def _scaling(given: Problem, rng: np.random.Generator) -> Variant:
     )
 
 
+def _affine(given: Problem, rng: np.random.Generator) -> Variant:
+    """x ↦ Ax + b with a shear of integers, exact on a grid.
+
+    The way back magnifies errors by the condition of A at most, and those of covariances by its square.
+    """
+    features = given.x.shape[1]
+    matrix = np.eye(features) + np.tril(rng.integers(-2, 3, (features, features)), -1)
+    inverse = torch.from_numpy(np.linalg.inv(matrix).round())
+    shift = rng.integers(-4, 5, features).astype(np.float64)
+
+    def back(state: EMState) -> list[Tensor]:
+        a, b = inverse.to(state.means), torch.from_numpy(shift).to(state.means)
+        return [state.mixing_logits, (state.means - b) @ a.mT, a @ state.covariances @ a.mT, state.log_likelihood]
+
+    changed = replace(
+        given,
+        x=given.x @ matrix.T + shift,
+        means=given.means @ matrix.T + shift,
+        covariances=matrix @ given.covariances @ matrix.T,
+    )
+    condition = np.linalg.norm(matrix, np.inf) * np.linalg.norm(np.linalg.inv(matrix), np.inf)
+    return Variant(changed, back, amplifies=float(condition**2))
+
+
 def _batch(given: Problem, rng: np.random.Generator) -> Variant:
     return Variant(given, list, count=BATCH)
 
@@ -100,9 +125,14 @@ VARIANTS: Mapping[str, Callable[[Problem, np.random.Generator], Variant]] = {
     "replication": _replication,
     "weights": _weights,
     "scaling": _scaling,
+    "affine": _affine,
     "batch": _batch,
     "square_batch": _square_batch,
 }
+
+
+# What a covariance of this type cannot follow: a sphere no scaling of single features, and a diagonal no shear.
+LOSES = {"scaling": ("spherical",), "affine": ("diag", "spherical")}
 
 
 def _cells(subject: Subject, settings: Settings) -> list[Cell]:
@@ -116,20 +146,37 @@ def _run(subject: Subject, cell: Cell, settings: Settings) -> Finding:
     tally = Tally(fmt)
     rng = np.random.default_rng(cell_seed(cell, settings.seed))
     for kind in COVARIANCE_TYPES:
-        # Per feature, a scaling leaves no sphere a sphere.
-        if (cell.function, kind) == ("scaling", "spherical"):
+        if kind in LOSES.get(cell.function, ()):
             continue
+        make = _gridded if cell.function == "affine" else small
         for _ in range(PROBLEMS[settings.profile]):
-            _judge(
-                tally, subject.name, _original(rng, subject.name, fmt, kind), VARIANTS[cell.function], kind, fmt, rng
-            )
+            given = _original(rng, subject.name, fmt, kind, make)
+            _judge(tally, subject.name, given, VARIANTS[cell.function], kind, fmt, rng)
     return tally.finding(cell)
 
 
-def _original(rng: np.random.Generator, kernel: str, fmt: Format, kind: str) -> Problem:
+def _gridded(seed: int, fmt: Format, kind: str) -> Problem:
+    """Numbers of few bits, so that integer combinations of them are numbers of every format."""
+    rng = np.random.default_rng(seed)
+    centers = rng.integers(-4, 5, (2, 2)).astype(np.float64)
+    x = centers[rng.integers(2, size=6)] + rng.integers(-32, 33, (6, 2)) / 16
+    mixing = np.tril(rng.integers(-8, 9, (2, 2, 2)) / 8, -1) + np.eye(2) * rng.integers(4, 13, (2, 1, 2)) / 8
+    if kind == "tied":
+        mixing[:] = mixing[0]
+    covariances = mixing @ mixing.swapaxes(1, 2)
+    return Problem(x, np.ones(6), np.zeros(2), centers + rng.integers(1, 8, (2, 2)) / 16, covariances).rounded(fmt)
+
+
+def _original(
+    rng: np.random.Generator,
+    kernel: str,
+    fmt: Format,
+    kind: str,
+    make: Callable[[int, Format, str], Problem],
+) -> Problem:
     """Of moderate size, so that scaling it stays within the format, and without what `em_step` treats specially."""
     while True:
-        found = small(int(rng.integers(2**32)), fmt, kind)
+        found = make(int(rng.integers(2**32)), fmt, kind)
         with precision():
             special = is_special(found, fmt, law(kernel, found.shape[2]))
         if not special and np.abs(found.x).max() < LARGEST and len(found.x) > len(found.means):
@@ -166,7 +213,13 @@ def _judge(
     )
     own = EMState(*(part[place : place + 1] for part in state))
     got = np.concatenate([fmt.array(part).ravel() for part in variant.back(own)])
-    tally.judge_errors({"result": np.arange(got.size, dtype=np.float64)}, truth.ulp_error(got, fmt), budget, truth, got)
+    tally.judge_errors(
+        {"result": np.arange(got.size, dtype=np.float64)},
+        truth.ulp_error(got, fmt),
+        budget * variant.amplifies,
+        truth,
+        got,
+    )
 
 
 def small_like(given: Problem, rng: np.random.Generator) -> Problem:
