@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from implicit_em.kernel_parameters import constrained, shown, unconstrained
+from implicit_em.kernel_parameters import Parameterized, shown
 from implicit_em.kernels import HALF_SEPARATION, Kernel
 from implicit_em.kernels import kernel as resolved
 
 
-class PosteriorMeanActivation(nn.Module):
+class PosteriorMeanActivation(Parameterized):
     """z ↦ E[sign | z] when μ = ±m with equal weights: tanh(½[d(z + m) − d(z − m)]) for an even energy d.
 
     Elementwise, any shape; dimensionless, in [−1, 1], in the dtype of the input. Its gradient is autograd's.
@@ -39,12 +39,10 @@ class PosteriorMeanActivation(nn.Module):
     def __init__(
         self, kernel: str | Kernel, m: float | Tensor = 1.0, learnable: bool = False, **params: float | Tensor
     ) -> None:
-        super().__init__()
-        self.kernel = _elementwise(resolved(kernel))
-        self.learnable = learnable
-        self._domains = {"m": HALF_SEPARATION, **self.kernel.parameters}
-        self._numbers: dict[str, float] = {}
-        for name, value in _complete(self.kernel, {"m": m, **params}).items():
+        own = _elementwise(resolved(kernel))
+        super().__init__({"m": HALF_SEPARATION, **own.parameters}, learnable)
+        self.kernel = own
+        for name, value in _complete(own, {"m": m, **params}).items():
             self._store(name, value)
 
     @property
@@ -63,22 +61,6 @@ class PosteriorMeanActivation(nn.Module):
     def extra_repr(self) -> str:
         values = [f"{name}={shown(self._value(name))}" for name in self._domains]
         return ", ".join([self.kernel.name, *values] + ["learnable"] * self.learnable)
-
-    def _store(self, name: str, value: float | Tensor) -> None:
-        if not isinstance(value, Tensor):
-            self._domains[name].check(value)
-        if self.learnable:
-            real = nn.Parameter(unconstrained(value, self._domains[name]))
-            self.register_parameter(f"unconstrained_{name}", real)
-        elif isinstance(value, Tensor):
-            self.register_buffer(f"fixed_{name}", value)
-        else:
-            self._numbers[name] = float(value)
-
-    def _value(self, name: str) -> float | Tensor:
-        if self.learnable:
-            return constrained(self.get_parameter(f"unconstrained_{name}"), self._domains[name])
-        return self._numbers[name] if name in self._numbers else self.get_buffer(f"fixed_{name}")
 
 
 def _elementwise(kernel: Kernel) -> Kernel:

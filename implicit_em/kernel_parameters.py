@@ -13,44 +13,17 @@ from implicit_em.kernels import Kernel, Parameter
 _DIAGONAL = Parameter("the diagonal of precision_cholesky", default=1.0, lower=0.0)
 
 
-class KernelParameters(nn.Module):
-    """A kernel's parameters as a layer holds them: numbers, buffers, or trained inside their domains."""
+class Parameterized(nn.Module):
+    """Holds named values: numbers, buffers, or parameters trained inside their domains."""
 
-    def __init__(
-        self,
-        kernel: Kernel,
-        tail: tuple[int, ...],
-        n_features: int,
-        learnable: bool,
-        given: Mapping[str, float | Tensor],
-    ) -> None:
-        """`tail` is what tensors broadcast against."""
+    def __init__(self, domains: Mapping[str, Parameter], learnable: bool) -> None:
         super().__init__()
-        if kernel.geometry == "learned":
-            raise ValueError(f"expected a kernel with parameters of its own, {kernel.name} takes a callable")
-        _check_names(kernel, given)
         self.learnable = learnable
-        self._domains = dict(kernel.parameters)
+        self._domains = dict(domains)
         self._numbers: dict[str, float] = {}
-        for name, domain in self._domains.items():
-            self._store(name, given.get(name, domain.default), tail)
-        self._has_factor = "precision_cholesky" in kernel.keywords
-        if self._has_factor:
-            self._store_factor(given.get("precision_cholesky", torch.eye(n_features)), tail, n_features)
 
-    def current(self) -> dict[str, float | Tensor]:
-        """Every parameter by name."""
-        values = {name: self._value(name) for name in self._domains}
-        return {**values, "precision_cholesky": self._factor()} if self._has_factor else values
-
-    def extra_repr(self) -> str:
-        values = [f"{name}={shown(value)}" for name, value in self.current().items()]
-        return ", ".join(values + ["learnable"] * self.learnable)
-
-    def _store(self, name: str, value: float | Tensor, tail: tuple[int, ...]) -> None:
-        if isinstance(value, Tensor):
-            _check_broadcast(name, value.shape, tail)
-        else:
+    def _store(self, name: str, value: float | Tensor) -> None:
+        if not isinstance(value, Tensor):
             self._domains[name].check(value)
         if self.learnable:
             self.register_parameter(f"unconstrained_{name}", nn.Parameter(unconstrained(value, self._domains[name])))
@@ -63,6 +36,41 @@ class KernelParameters(nn.Module):
         if self.learnable:
             return constrained(self.get_parameter(f"unconstrained_{name}"), self._domains[name])
         return self._numbers[name] if name in self._numbers else self.get_buffer(f"fixed_{name}")
+
+
+class KernelParameters(Parameterized):
+    """A kernel's parameters as a layer holds them, precision_cholesky among them."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        tail: tuple[int, ...],
+        n_features: int,
+        learnable: bool,
+        given: Mapping[str, float | Tensor],
+    ) -> None:
+        """`tail` is what tensors broadcast against."""
+        super().__init__(kernel.parameters, learnable)
+        if kernel.geometry == "learned":
+            raise ValueError(f"expected a kernel with parameters of its own, {kernel.name} takes a callable")
+        _check_names(kernel, given)
+        for name, domain in self._domains.items():
+            value = given.get(name, domain.default)
+            if isinstance(value, Tensor):
+                _check_broadcast(name, value.shape, tail)
+            self._store(name, value)
+        self._has_factor = "precision_cholesky" in kernel.keywords
+        if self._has_factor:
+            self._store_factor(given.get("precision_cholesky", torch.eye(n_features)), tail, n_features)
+
+    def current(self) -> dict[str, float | Tensor]:
+        """Every parameter by name."""
+        values = {name: self._value(name) for name in self._domains}
+        return {**values, "precision_cholesky": self._factor()} if self._has_factor else values
+
+    def extra_repr(self) -> str:
+        values = [f"{name}={shown(value)}" for name, value in self.current().items()]
+        return ", ".join(values + ["learnable"] * self.learnable)
 
     def _store_factor(self, factor: float | Tensor, tail: tuple[int, ...], n_features: int) -> None:
         shape = tuple(factor.shape) if isinstance(factor, Tensor) else ()
