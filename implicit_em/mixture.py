@@ -19,8 +19,9 @@ from implicit_em.kernels import computing_dtype
 from implicit_em.radial import RadialDensity
 
 COVARIANCE_TYPES = ("full", "tied", "diag", "spherical")
-# Numbers in one block of samples × components × features: 2 MB in float64, about what the cores keep next to them.
-BLOCK = 2**18
+# Numbers in one block of samples × components × features: 4 MB in float64. Smaller ones cost more in calls than they
+# save in cache, larger ones the other way round (python benchmarks/em_step.py).
+BLOCK = 2**19
 
 
 class Mixture(NamedTuple):
