@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from implicit_em import EMOperator, NotAtFixedPoint, em_step, kernel
+from implicit_em import EMOperator, NotAtFixedPoint, em_step, kernel, mixture
 from implicit_em.mixture import Mixture, log_prob, mixture_responsibilities, sample
 from implicit_em.radial import RadialDensity
 from implicit_em.residuals import LiteralResidual
@@ -282,3 +282,16 @@ def test_a_residual_says_which_covariance_is_singular() -> None:
     operator = EMOperator(3, 2, n_steps=1, reg_covar=0.0, residual="log_cholesky").double()
     with pytest.raises(ValueError, match=r"positive definite.* at \(1, 0\)"):
         operator(x, *theta)
+
+
+@pytest.mark.parametrize("name", ROBUST)
+def test_blocks_of_samples_are_put_together_again(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same sums in another order: within a few roundings of as many terms as there are samples."""
+    x, *theta = start(samples=100)
+    weight = torch.linspace(0.5, 2, 100, dtype=x.dtype).expand(2, -1)
+    whole = em_step(x, *theta, sample_weight=weight, kernel=name)
+    monkeypatch.setattr(mixture, "BLOCK", 1)
+    assert len(list(mixture.blocks(x.mT, 3))) == 4
+    parts = em_step(x, *theta, sample_weight=weight, kernel=name)
+    for a, b in zip(whole, parts, strict=True):
+        assert (a - b).abs().max() <= 100 * torch.finfo(x.dtype).eps * a.abs().max().clamp_min(1)
