@@ -53,6 +53,7 @@ from derivations.proof import (
     within,
 )
 from derivations.quadrature import LineIntegral
+from derivations.squared import square, squared_forms
 from derivations.stable import activation_name, difference, stable_forms
 
 # An integral's other check is its defining formula.
@@ -126,6 +127,7 @@ def _forms(kernel: Kernel) -> Iterator[Step]:
             rule="divide the influence by u",
             regions=line,
         )
+    yield from _squared(kernel, line)
     for reading in kernel.readings:
         name = activation_name(kernel, reading)
         form = forms[name][1]
@@ -151,6 +153,26 @@ def _forms(kernel: Kernel) -> Iterator[Step]:
             )
         if f"{name}_grad" in forms:
             yield _slope_form(kernel, reading, form, forms[f"{name}_grad"][1], plane)
+
+
+def _squared(kernel: Kernel, line: tuple[Region, ...]) -> Iterator[Step]:
+    """The forms in u² are those in u; both are even, so u > 0 is enough."""
+    if not kernel.is_even:
+        return
+    forms = squared_forms(kernel)
+    for name, symbol, quantity in (
+        ("energy_of_square", "d", kernel.energy),
+        ("weight_of_square", "w = ψ/u", irls_weight(kernel)),
+    ):
+        yield prove(
+            f"form.{name}",
+            f"{symbol} as a function of u²",
+            quantity,
+            forms[name][1].subs(square, u**2),
+            assumptions="u > 0",
+            rule="u = √u² > 0",
+            regions=tuple(region for region in line if not region.get(u, u).could_extract_minus_sign()),
+        )
 
 
 def _slope_form(kernel: Kernel, reading: Reading, activation: Expr, slope: Expr, regions: tuple[Region, ...]) -> Step:

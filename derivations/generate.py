@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
-from sympy import srepr
+from sympy import Expr, Symbol, srepr
 
 from derivations.catalogue import kernel_names, load_kernel
 from derivations.kernel import Kernel
 from derivations.printers import describe, torch_source
 from derivations.program import lower
+from derivations.squared import squared_forms
 from derivations.stable import stable_forms
 
 DIRECTORY = Path(__file__).resolve().parent.parent / "implicit_em" / "_generated"
@@ -35,12 +37,12 @@ def module_source(kernel: Kernel, origin: str = "") -> str:
         kernel: any kernel, built in or not.
         origin: the file it comes from, for the header.
     """
-    forms = stable_forms(kernel)
+    forms, squared = stable_forms(kernel), squared_forms(kernel)
     programs = {
         name: lower(expr, arguments, keeps_nan=name == "energy" or name.endswith("activation"))
-        for name, (arguments, expr) in forms.items()
+        for name, (arguments, expr) in (*forms.items(), *squared.items())
     }
-    body = [torch_source(name, programs[name], describe(forms[name][1])) for name in forms]
+    body = [torch_source(name, program, describe({**forms, **squared}[name][1])) for name, program in programs.items()]
     code = "\n".join(body)
     borrowed = [
         name
@@ -75,14 +77,19 @@ def module_source(kernel: Kernel, origin: str = "") -> str:
             for name, row in parameters.items()
         ),
         "}",
-        "FUNCTIONS = {",
-        *(
-            f'    "{name}": ({"".join(f"{a!r}, " for a in map(str, arguments)).rstrip()}),'.replace("'", '"')
-            for name, (arguments, _) in forms.items()
-        ),
-        "}",
+        *_mapping("FUNCTIONS", forms),
+        *(_mapping("SQUARED", squared) if squared else ()),
     ]
     return "\n".join(header) + "\n\n\n" + "\n\n\n".join(body) + "\n"
+
+
+def _mapping(name: str, forms: Mapping[str, tuple[tuple[Symbol, ...], Expr]]) -> list[str]:
+    """Names of functions and of their arguments, as the text of a dict."""
+    rows = (
+        f'    "{function}": ({"".join(f"{a!r}, " for a in map(str, arguments)).rstrip()}),'.replace("'", '"')
+        for function, (arguments, _) in forms.items()
+    )
+    return [f"{name} = {{", *rows, "}"]
 
 
 def sources() -> dict[str, str]:

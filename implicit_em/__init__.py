@@ -6,6 +6,7 @@ Imports torch and nothing symbolic: the kernels' functions are generated code.
 from implicit_em.activations import PosteriorMeanActivation
 from implicit_em.competition import log_partition, posterior_mean, responsibilities
 from implicit_em.em import EMState, em_step
+from implicit_em.fused.partition import mixture_log_partition
 from implicit_em.invariants import cosine, log_det, mahalanobis_square, precision_cholesky, precision_inner
 from implicit_em.kernels import Kernel, Parameter, from_module, from_source, kernel, kernel_names
 from implicit_em.layers import CompetitiveLayer, HypothesisNormalization, PartitionLoss, auxiliary_loss
@@ -36,6 +37,7 @@ __all__ = [
     "log_det",
     "log_partition",
     "mahalanobis_square",
+    "mixture_log_partition",
     "posterior_mean",
     "precision_cholesky",
     "precision_inner",

@@ -118,11 +118,11 @@ class Kernel:
         return tuple(name for name in self.module.FUNCTIONS[function] if name not in self.parameters)
 
     def _call(self, function: str, *points: Any, **keywords: Any) -> Tensor:
-        given = self._bind(function, points, keywords)
+        given = self.bind(function, points, keywords)
         like = self._like(function, given)
         wide = like.new_empty((), dtype=computing_dtype(like.dtype)) if self.widens_points else like
         result = self._evaluate(
-            function, {name: self._as_tensor(function, name, value, wide) for name, value in given.items()}
+            function, {name: self.as_tensor(function, name, value, wide) for name, value in given.items()}
         )
         return result.to(like.dtype)
 
@@ -131,7 +131,7 @@ class Kernel:
         result: Tensor = getattr(self.module, function)(*arguments)
         return result
 
-    def _bind(self, function: str, points: tuple[Any, ...], keywords: Mapping[str, Any]) -> dict[str, Any]:
+    def bind(self, function: str, points: tuple[Any, ...], keywords: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments by name, with defaults, numbers checked against their domains."""
         accepted = (*self._points[function], *self.keywords, *self.parameters)
         given = dict(zip(self._points[function], points, strict=False))
@@ -166,7 +166,8 @@ class Kernel:
             raise TypeError(f"{self.name}.{function} takes a floating-point tensor as {name}; got {what}")
         return like
 
-    def _as_tensor(self, function: str, name: str, value: Any, like: Tensor) -> Any:
+    def as_tensor(self, function: str, name: str, value: Any, like: Tensor) -> Any:
+        """An argument's value as the functions take it: a tensor of the dtype and device of `like`."""
         if isinstance(value, Tensor):
             return value.to(dtype=like.dtype, device=like.device)
         if isinstance(value, Real):
@@ -242,9 +243,9 @@ class LearnedKernel(_VectorKernel):
             return super()._evaluate(function, {"f": f(z - mu)})
         return super()._evaluate(function, {"f_plus": f(z - mu), "f_minus": f(z + mu)})
 
-    def _as_tensor(self, function: str, name: str, value: Any, like: Tensor) -> Any:
+    def as_tensor(self, function: str, name: str, value: Any, like: Tensor) -> Any:
         if name != "f":
-            return super()._as_tensor(function, name, value, like)
+            return super().as_tensor(function, name, value, like)
         if not callable(value):
             raise TypeError(f"{self.name}.{function} takes a callable f; got {type(value).__name__}")
         return value

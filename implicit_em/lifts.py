@@ -40,8 +40,8 @@ def lifted_energy(
     Accuracy: finding `real_data`.
     """
     own = resolved(kernel)
-    _check_lift(own, lift)
-    _check_points(x, mu)
+    check_lift(own, lift)
+    check_points(x, mu)
     return _LIFTS[lift](own, x[..., :, None, :], mu.to(x)[..., None, :, :], params)
 
 
@@ -70,7 +70,8 @@ _LIFTS: Mapping[str, Callable[[Kernel, Tensor, Tensor, Mapping[str, Any]], Tenso
 }
 
 
-def _check_lift(kernel: Kernel, lift: str) -> None:
+def check_lift(kernel: Kernel, lift: str) -> None:
+    """Raises ValueError unless the kernel has that lift; the message gives those that it has."""
     if lift not in _LIFTS:
         raise ValueError(f"expected a lift out of {', '.join(_LIFTS)}, got {lift!r}")
     if kernel.geometry != "location" and lift != "own":
@@ -81,7 +82,8 @@ def _check_lift(kernel: Kernel, lift: str) -> None:
         raise ValueError(f"{kernel.name} is not even, so has no radial form: expected lift='sum', got 'radial'")
 
 
-def _check_points(x: Tensor, mu: Tensor) -> None:
+def check_points(x: Tensor, mu: Tensor) -> None:
+    """Raises ValueError unless points and locations have features, and as many."""
     if x.ndim < 2 or mu.ndim < 2 or x.shape[-1] != mu.shape[-1]:
         raise ValueError(
             f"expected x [sample, feature] and mu [component, feature] with equal feature counts, "

@@ -20,6 +20,10 @@ FUNCTIONS = {
     "activation_grad": ("z", "m", "alpha",),
     "log_normalizer": ("alpha",),
 }
+SQUARED = {
+    "energy_of_square": ("square", "alpha",),
+    "weight_of_square": ("square", "alpha",),
+}
 
 
 def energy(z: Tensor, mu: Tensor, alpha: Tensor) -> Tensor:
@@ -129,3 +133,21 @@ def log_normalizer(alpha: Tensor) -> Tensor:
     t1 = -t0
     t2 = t1 + -0.8237847784421003
     return t2
+
+
+def energy_of_square(square: Tensor, alpha: Tensor) -> Tensor:
+    """exp(alpha*sqrt(square))"""
+    t0 = torch.sqrt(square)
+    t1 = t0 * alpha
+    t2 = torch.exp(t1)
+    return t2
+
+
+def weight_of_square(square: Tensor, alpha: Tensor) -> Tensor:
+    """alpha*exp(alpha*sqrt(square))/sqrt(square)"""
+    t0 = torch.sqrt(square)
+    t1 = alpha / t0
+    t2 = t0 * alpha
+    t3 = torch.exp(t2)
+    t4 = t1 * t3
+    return t4

@@ -20,6 +20,10 @@ FUNCTIONS = {
     "activation_grad": ("z", "m", "sigma",),
     "log_normalizer": ("sigma",),
 }
+SQUARED = {
+    "energy_of_square": ("square", "sigma",),
+    "weight_of_square": ("square", "sigma",),
+}
 
 
 def energy(z: Tensor, mu: Tensor, sigma: Tensor) -> Tensor:
@@ -79,3 +83,18 @@ def log_normalizer(sigma: Tensor) -> Tensor:
     t1 = t0 + 0.34657359027997264
     t2 = t1 + 0.5723649429247001
     return t2
+
+
+def energy_of_square(square: Tensor, sigma: Tensor) -> Tensor:
+    """square/(2*sigma**2)"""
+    t0 = square / sigma
+    t1 = t0 / sigma
+    t2 = 0.5 * t1
+    return t2
+
+
+def weight_of_square(square: Tensor, sigma: Tensor) -> Tensor:
+    """sigma**(-2)"""
+    t0 = sigma * sigma
+    t1 = 1.0 / t0
+    return t1 + torch.zeros_like(square)

@@ -18,6 +18,10 @@ FUNCTIONS = {
     "activation_grad": ("z", "m", "delta",),
     "log_normalizer": ("delta",),
 }
+SQUARED = {
+    "energy_of_square": ("square", "delta",),
+    "weight_of_square": ("square", "delta",),
+}
 
 
 def energy(z: Tensor, mu: Tensor, delta: Tensor) -> Tensor:
@@ -126,3 +130,23 @@ def log_normalizer(delta: Tensor) -> Tensor:
     t8 = t2 + t7
     t9 = torch.log(t8)
     return t9
+
+
+def energy_of_square(square: Tensor, delta: Tensor) -> Tensor:
+    """Piecewise((square/2, delta >= sqrt(square)), (delta*(-delta/2 + sqrt(square)), True))"""
+    t0 = torch.sqrt(square)
+    t1 = delta >= t0
+    t2 = 0.5 * square
+    t3 = 0.5 * delta
+    t4 = t0 - t3
+    t5 = t4 * delta
+    t6 = torch.where(t1, t2, t5)
+    return t6
+
+
+def weight_of_square(square: Tensor, delta: Tensor) -> Tensor:
+    """delta/Max(delta, sqrt(square))"""
+    t0 = torch.sqrt(square)
+    t1 = torch.maximum(delta, t0)
+    t2 = delta / t1
+    return t2

@@ -18,6 +18,10 @@ FUNCTIONS = {
     "activation_grad": ("z", "m", "b",),
     "log_normalizer": ("b",),
 }
+SQUARED = {
+    "energy_of_square": ("square", "b",),
+    "weight_of_square": ("square", "b",),
+}
 
 
 def energy(z: Tensor, mu: Tensor, b: Tensor) -> Tensor:
@@ -74,3 +78,18 @@ def log_normalizer(b: Tensor) -> Tensor:
     t0 = torch.log(b)
     t1 = t0 + 0.6931471805599453
     return t1
+
+
+def energy_of_square(square: Tensor, b: Tensor) -> Tensor:
+    """sqrt(square)/b"""
+    t0 = torch.sqrt(square)
+    t1 = t0 / b
+    return t1
+
+
+def weight_of_square(square: Tensor, b: Tensor) -> Tensor:
+    """1/(b*sqrt(square))"""
+    t0 = torch.sqrt(square)
+    t1 = 1.0 / t0
+    t2 = t1 / b
+    return t2

@@ -20,6 +20,10 @@ FUNCTIONS = {
     "activation_grad": ("z", "m", "alpha",),
     "log_normalizer": ("alpha",),
 }
+SQUARED = {
+    "energy_of_square": ("square", "alpha",),
+    "weight_of_square": ("square", "alpha",),
+}
 
 
 def energy(z: Tensor, mu: Tensor, alpha: Tensor) -> Tensor:
@@ -132,3 +136,24 @@ def log_normalizer(alpha: Tensor) -> Tensor:
     t0 = torch.log(alpha)
     t1 = -t0
     return t1
+
+
+def energy_of_square(square: Tensor, alpha: Tensor) -> Tensor:
+    """alpha*sqrt(square) + 2*log1p(exp(-alpha*sqrt(square)))"""
+    t0 = torch.sqrt(square)
+    t1 = t0 * alpha
+    t2 = -t1
+    t3 = torch.exp(t2)
+    t4 = torch.log1p(t3)
+    t5 = 2.0 * t4
+    t6 = t1 + t5
+    return t6
+
+
+def weight_of_square(square: Tensor, alpha: Tensor) -> Tensor:
+    """alpha*tanh_ratio(alpha/2, sqrt(square))"""
+    t0 = 0.5 * alpha
+    t1 = torch.sqrt(square)
+    t2 = tanh_ratio(t0, t1)
+    t3 = alpha * t2
+    return t3

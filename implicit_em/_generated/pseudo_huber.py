@@ -20,6 +20,10 @@ FUNCTIONS = {
     "activation_grad": ("z", "m", "delta",),
     "log_normalizer": ("delta",),
 }
+SQUARED = {
+    "energy_of_square": ("square", "delta",),
+    "weight_of_square": ("square", "delta",),
+}
 
 
 def energy(z: Tensor, mu: Tensor, delta: Tensor) -> Tensor:
@@ -120,3 +124,23 @@ def log_normalizer(delta: Tensor) -> Tensor:
     t4 = torch.log(t3)
     t5 = t1 + t4
     return t5
+
+
+def energy_of_square(square: Tensor, delta: Tensor) -> Tensor:
+    """delta*square/(delta + sqrt(delta**2 + square))"""
+    t0 = delta * delta
+    t1 = t0 + square
+    t2 = torch.sqrt(t1)
+    t3 = delta + t2
+    t4 = square / t3
+    t5 = t4 * delta
+    return t5
+
+
+def weight_of_square(square: Tensor, delta: Tensor) -> Tensor:
+    """delta/sqrt(delta**2 + square)"""
+    t0 = delta * delta
+    t1 = t0 + square
+    t2 = torch.sqrt(t1)
+    t3 = delta / t2
+    return t3

@@ -19,6 +19,10 @@ FUNCTIONS = {
     "activation_grad": ("z", "m", "nu", "sigma",),
     "log_normalizer": ("nu", "sigma",),
 }
+SQUARED = {
+    "energy_of_square": ("square", "nu", "sigma",),
+    "weight_of_square": ("square", "nu", "sigma",),
+}
 
 
 def energy(z: Tensor, mu: Tensor, nu: Tensor, sigma: Tensor) -> Tensor:
@@ -110,4 +114,23 @@ def log_normalizer(nu: Tensor, sigma: Tensor) -> Tensor:
     t2 = torch.log(sigma)
     t3 = t1 + t2
     t4 = t3 + 1.1447298858494002
+    return t4
+
+
+def energy_of_square(square: Tensor, nu: Tensor, sigma: Tensor) -> Tensor:
+    """log1p(square/(nu*sigma**2))"""
+    t0 = square / nu
+    t1 = t0 / sigma
+    t2 = t1 / sigma
+    t3 = torch.log1p(t2)
+    return t3
+
+
+def weight_of_square(square: Tensor, nu: Tensor, sigma: Tensor) -> Tensor:
+    """2/(nu*sigma**2 + square)"""
+    t0 = sigma * sigma
+    t1 = t0 * nu
+    t2 = t1 + square
+    t3 = 1.0 / t2
+    t4 = 2.0 * t3
     return t4

@@ -19,6 +19,10 @@ FUNCTIONS = {
     "activation_grad": ("z", "m", "nu", "sigma",),
     "log_normalizer": ("nu", "sigma",),
 }
+SQUARED = {
+    "energy_of_square": ("square", "nu", "sigma",),
+    "weight_of_square": ("square", "nu", "sigma",),
+}
 
 
 def energy(z: Tensor, mu: Tensor, nu: Tensor, sigma: Tensor) -> Tensor:
@@ -156,3 +160,25 @@ def log_normalizer(nu: Tensor, sigma: Tensor) -> Tensor:
     t9 = torch.lgamma(t8)
     t10 = t7 - t9
     return t10
+
+
+def energy_of_square(square: Tensor, nu: Tensor, sigma: Tensor) -> Tensor:
+    """(nu/2 + 1/2)*log1p(square/(nu*sigma**2))"""
+    t0 = 0.5 * nu
+    t1 = t0 + 0.5
+    t2 = square / nu
+    t3 = t2 / sigma
+    t4 = t3 / sigma
+    t5 = torch.log1p(t4)
+    t6 = t1 * t5
+    return t6
+
+
+def weight_of_square(square: Tensor, nu: Tensor, sigma: Tensor) -> Tensor:
+    """(nu + 1)/(nu*sigma**2 + square)"""
+    t0 = nu + 1.0
+    t1 = sigma * sigma
+    t2 = t1 * nu
+    t3 = t2 + square
+    t4 = t0 / t3
+    return t4

@@ -1,0 +1,1 @@
+"""The log-partition in fused loops around the kernels' own code."""

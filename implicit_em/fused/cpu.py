@@ -1,0 +1,155 @@
+"""The fused log-partition on a CPU: `template.cpp`, compiled by Inductor once for a kernel and dtype, for any sizes."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from implicit_em.fused.cpp import operand, statements
+from implicit_em.fused.form import Form
+from implicit_em.fused.program import Program
+
+AXES = ("SCALAR", "COMPONENT", "FEATURE")  # by the number of axes of a parameter
+_C_TYPES = {torch.float32: "float", torch.float64: "double"}
+# Sums over samples are kept once for each segment of samples. Their number decides how many threads can work and how
+# the sums round, so it follows from the sizes alone.
+_SEGMENTS = 32
+_SEGMENT_BYTES = 16 * 2**20
+
+
+@cache
+def is_available() -> bool:
+    """Whether there is a C++ compiler."""
+    from torch._inductor.cpp_builder import get_cpp_compiler  # brings SymPy, which importing this package does without
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        return False
+    return True
+
+
+def forward(
+    form: Form,
+    x: Float[Tensor, "sample feature"],
+    mu: Float[Tensor, "component feature"],
+    log_weights: Float[Tensor, " component"],
+    parameters: Sequence[Tensor],
+) -> tuple[Float[Tensor, " sample"], Float[Tensor, " sample"]]:
+    """The largest score log π_k − d_k of each sample, and Σ_k exp(score − largest).
+
+    Args:
+        form: of the dtype of `x`; all tensors are contiguous, of that dtype, float32 or float64, and on the CPU.
+        parameters: [], [component] or, for the shape features, [component, feature].
+    """
+    top, total = x.new_empty(len(x)), x.new_empty(len(x))
+    library = _library(form, tuple(p.ndim for p in parameters), x.dtype)
+    library.forward(*_problem(x, mu, log_weights, parameters), _pointer(top), _pointer(total))
+    return top, total
+
+
+def backward(
+    form: Form,
+    x: Float[Tensor, "sample feature"],
+    mu: Float[Tensor, "component feature"],
+    log_weights: Float[Tensor, " component"],
+    parameters: Sequence[Tensor],
+    top: Float[Tensor, " sample"],
+    total: Float[Tensor, " sample"],
+    towards: Float[Tensor, " sample"],
+    *,
+    samples: bool,
+    shares: bool,
+) -> tuple[Tensor | None, Tensor, Tensor, list[Tensor] | None]:
+    """What Σ_n towards_n L_n has as gradient in x, μ, log π and the parameters, each in its own shape.
+
+    Args:
+        top, total: from `forward`.
+        samples, shares: whether the gradient in x, and those in the parameters, are wanted.
+    """
+    (n_components, n_features), n_parameters = mu.shape, len(parameters)
+    per_parameter = mu.shape if form.shape == "features" else mu.shape[:1]
+    row = n_components * n_features * (1 + n_parameters * shares) * 8
+    segments = max(2, min(_SEGMENTS, _SEGMENT_BYTES // row))
+    towards_x = torch.empty_like(x) if samples else None
+    towards_mu = x.new_zeros((segments, *mu.shape), dtype=torch.float64)
+    counts = x.new_zeros((segments, n_components), dtype=torch.float64)
+    own = x.new_zeros((segments, n_parameters, *per_parameter), dtype=torch.float64) if shares else None
+    library = _library(form, tuple(p.ndim for p in parameters), x.dtype)
+    library.backward(
+        *_problem(x, mu, log_weights, parameters),
+        *map(_pointer, (top, total, towards)),
+        ctypes.c_int64(segments),
+        *map(_pointer, (towards_x, towards_mu, counts, own)),
+    )
+    towards_parameters = None
+    if own is not None:
+        towards_parameters = [
+            shares.reshape(*p.shape, -1).sum(-1).to(x.dtype) for shares, p in zip(own.sum(0), parameters, strict=True)
+        ]
+    return towards_x, towards_mu.sum(0).to(x.dtype), counts.sum(0).to(x.dtype), towards_parameters
+
+
+def source(form: Form, axes: Sequence[int], dtype: torch.dtype) -> str:
+    """The C++ text for a form whose parameters have so many axes."""
+    points = form.energy.arguments[: len(form.energy.arguments) - len(form.parameters)]
+    bound = ("q", "mu")[: len(points)]
+    slope = (("u",), ("q - mu",)) if form.shape == "features" else (points, bound)
+    head = [
+        "#include <algorithm>",
+        "#include <cmath>",
+        "#include <cstdint>",
+        "#include <limits>",
+        "#include <vector>",
+        "#include <ATen/cpu/vec/vec.h>",
+        f"using T = {_C_TYPES[dtype]};",
+        "using Vector = at::vec::Vectorized<T>;",
+        "enum Shape { FEATURES, SQUARE, DOT };",
+        "enum Axes { SCALAR, COMPONENT, FEATURE };",
+        f"constexpr Shape SHAPE = {form.shape.upper()};",
+        f"constexpr int64_t N_PARAMETERS = {len(form.parameters)};",
+        f"constexpr Axes AXES[] = {{{', '.join([*(AXES[count] for count in axes), 'SCALAR'])}}};",
+        _function("energy", form.energy, points, bound, ""),
+        _function("slope", form.slope, *slope, ""),
+        _function("parameter_slopes", form.parameter_slopes, points, bound, ", Vector* out"),
+    ]
+    return "\n".join(head) + "\n\n" + files("implicit_em.fused").joinpath("template.cpp").read_text(encoding="utf-8")
+
+
+def _function(name: str, program: Program, points: Sequence[str], bound: Sequence[str], results: str) -> str:
+    """A C++ function of (q, mu, p), whose parts the program's arguments stand for."""
+    lines = [f"const Vector {point} = {value};" for point, value in zip(points, bound, strict=True) if point != value]
+    lines += [f"const Vector {each} = p[{i}];" for i, each in enumerate(program.arguments[len(points) :])]
+    lines += statements(program)
+    if results:
+        lines += [f"out[{i}] = {operand(result)};" for i, result in enumerate(program.results)]
+    else:
+        lines += [f"return {operand(program.results[0])};"]
+    start = f"inline {'void' if results else 'Vector'} {name}(Vector q, Vector mu, const Vector* p{results}) {{"
+    return "\n".join([start, *(f"  {line}" for line in lines), "}"])
+
+
+@cache
+def _library(form: Form, axes: tuple[int, ...], dtype: torch.dtype) -> ctypes.CDLL:
+    """The compiled code; compiled once for this machine, in seconds, and kept in Inductor's cache."""
+    from torch._inductor.codecache import CppCodeCache  # brings SymPy, which importing this package does without
+
+    library: ctypes.CDLL = CppCodeCache.load(source(form, axes, dtype))
+    return library
+
+
+def _problem(x: Tensor, mu: Tensor, log_weights: Tensor, parameters: Sequence[Tensor]) -> list[object]:
+    pointers = (ctypes.c_void_p * max(1, len(parameters)))(*(p.data_ptr() for p in parameters))
+    sizes = (*map(ctypes.c_int64, (len(x), *mu.shape)), ctypes.c_int32(torch.get_num_threads()))
+    return [*map(_pointer, (x, mu, log_weights)), pointers, *sizes]
+
+
+def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())

@@ -1,0 +1,208 @@
+"""The log-partition of samples under a mixture of kernels, without a matrix of samples by components."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from implicit_em.competition import log_partition
+from implicit_em.fused import cpu
+from implicit_em.fused.form import Form, form_of
+from implicit_em.invariants import log_det, unit_vector
+from implicit_em.kernels import Kernel, computing_dtype
+from implicit_em.kernels import kernel as resolved
+from implicit_em.lifts import check_lift, check_points, lifted_energy
+
+BACKENDS = ("compile", "eager")
+# Numbers that a block of samples may hold in eager mode: samples × components × features.
+BLOCK = 2**22
+
+
+def mixture_log_partition(
+    x: Float[Tensor, "sample feature"],
+    mu: Float[Tensor, "component feature"],
+    kernel: str | Kernel = "gaussian",
+    lift: str = "radial",
+    mixing_logits: Float[Tensor, " component"] | None = None,
+    backend: str | None = None,
+    **params: Any,
+) -> Float[Tensor, " sample"]:
+    """L_n = log Σ_k π_k exp(−d(x_n, μ_k)), differentiable in all tensors, without the sample × component matrix.
+
+    What `log_partition(lifted_energy(kernel, x, mu, lift, **params), mixing_logits)` gives, in memory of the size of
+    inputs and outputs: backward computes the energies once more.
+
+    Args:
+        x, mu: points and locations. Differences are formed first, so a common offset costs no digits.
+        kernel, lift: as in `lifted_energy`.
+        mixing_logits: unnormalized log π_k, finite or −inf; weights of 1 where None, as in `log_partition`.
+        backend: "compile", loops in C++ around the kernel's own code, compiled once for each kernel and dtype;
+            "eager", blocks of samples in plain torch, on any device. None takes "compile" where it can: on a CPU,
+            unless parameters vary over samples, precision_cholesky over components, or the energy is a callable.
+            Where it could but finds no C++ compiler, it warns.
+        params: as in `lifted_energy`.
+    Returns:
+        Nats, in the dtype of `x`; float16 and bfloat16 are computed in float32 and rounded once. A sample that no
+        component can have produced gives −inf, with gradient NaN. With "compile", the lift radial and quadratic
+        kernels take distances beyond the root of the dtype's largest number for infinite, and below the root of its
+        smallest for 0. Equal calls give equal bits with any number of threads. Second derivatives hold the matrix.
+    Raises:
+        ValueError: shapes, lift, parameters or backend do not fit; the message says what was expected.
+        TypeError: as in `Kernel`.
+        RuntimeError: backend is "compile", and the tensors are not on a CPU or there is no C++ compiler.
+    Accuracy: findings `fused.log_partition`, `fused.gradient`.
+    """
+    own = resolved(kernel)
+    _check(own, x, mu, lift, mixing_logits, backend)
+    if (backend or _best(own, x, mu, lift, params)) == "eager":
+        return _in_blocks(own, x, mu, lift, mixing_logits, params)
+    if x.device.type != "cpu":
+        raise RuntimeError(f"backend='compile' runs on a CPU, got tensors on {x.device}")
+    if not cpu.is_available():
+        raise RuntimeError("backend='compile' needs a C++ compiler, and none was found")
+    given = own.bind("energy", (x, mu), params)
+    wide = x.new_empty((), dtype=computing_dtype(x.dtype))
+    arguments = {name: own.as_tensor("energy", name, value, wide) for name, value in given.items()}
+    points, parameters = _reduced(own, lift, arguments)
+    form = form_of(own, lift, wide.dtype)
+    log_weights = wide.new_zeros(len(mu))
+    if mixing_logits is not None:
+        log_weights = torch.log_softmax(mixing_logits, -1).to(wide)
+    own_parameters = [_laid_out(name, parameters[name], form, mu) for name in form.parameters]
+    value: Tensor = _Fused.apply(form, *(each.contiguous() for each in (*points, log_weights, *own_parameters)))  # type: ignore[no-untyped-call]
+    return value.to(x.dtype)
+
+
+class _Fused(torch.autograd.Function):
+    """Of contiguous tensors of one dtype. Keeps two numbers per sample; backward computes the energies again."""
+
+    @staticmethod
+    def forward(ctx: Any, form: Form, x: Tensor, mu: Tensor, log_weights: Tensor, *parameters: Tensor) -> Tensor:
+        top, total = cpu.forward(form, x, mu, log_weights, parameters)
+        ctx.form = form
+        ctx.save_for_backward(x, mu, log_weights, *parameters, top, total)
+        return top + total.log()
+
+    @staticmethod
+    def backward(ctx: Any, *towards: Tensor) -> tuple[Tensor | None, ...]:
+        *inputs, top, total = ctx.saved_tensors
+        x, mu, log_weights, *parameters = inputs
+        (grad,) = towards
+        if torch.is_grad_enabled():
+            return (None, *_by_autograd(ctx.form, inputs, grad))
+        samples, shares = ctx.needs_input_grad[1], any(ctx.needs_input_grad[4:])
+        *found, own = cpu.backward(
+            ctx.form, x, mu, log_weights, parameters, top, total, grad.contiguous(), samples=samples, shares=shares
+        )
+        return None, *found, *(own if own is not None else (None for _ in parameters))
+
+
+def _by_autograd(form: Form, inputs: list[Tensor], grad: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradients as functions that can be differentiated again."""
+    x, mu, log_weights, *parameters = inputs
+    scores = log_weights - form.energies(x, mu, parameters)
+    wanted = [each for each in inputs if each.requires_grad]
+    found = iter(torch.autograd.grad(log_partition(-scores), wanted, grad, create_graph=True, materialize_grads=True))
+    return tuple(next(found) if each.requires_grad else None for each in inputs)
+
+
+def _check(kernel: Kernel, x: Tensor, mu: Tensor, lift: str, mixing_logits: Tensor | None, backend: str | None) -> None:
+    check_lift(kernel, lift)
+    check_points(x, mu)
+    if x.ndim != 2 or mu.ndim != 2:
+        raise ValueError(f"expected two axes, got x of shape {tuple(x.shape)} and mu of shape {tuple(mu.shape)}")
+    if not (x.is_floating_point() and mu.is_floating_point()):
+        raise TypeError(f"expected floating-point points, got x of {x.dtype} and mu of {mu.dtype}")
+    if len(mu) == 0:
+        raise ValueError(f"expected at least one component, got mu of shape {tuple(mu.shape)}")
+    if mixing_logits is not None and mixing_logits.shape != mu.shape[:1]:
+        raise ValueError(f"expected {len(mu)} components, got mixing_logits of shape {tuple(mixing_logits.shape)}")
+    if backend is not None and backend not in BACKENDS:
+        raise ValueError(f"expected a backend out of {', '.join(BACKENDS)}, got {backend!r}")
+
+
+def _best(kernel: Kernel, x: Tensor, mu: Tensor, lift: str, params: Mapping[str, Any]) -> str:
+    """ "compile" where it can be."""
+    if x.device.type != "cpu" or kernel.geometry == "learned":
+        return "eager"
+    features = 1 if lift == "sum" else 0
+    for name, value in params.items():
+        if not isinstance(value, Tensor):
+            continue
+        if value.ndim > (2 if name == "precision_cholesky" else 1 + features) and value.shape[0] != 1:
+            return "eager"
+    if not cpu.is_available():
+        warnings.warn("no C++ compiler was found: mixture_log_partition runs in plain torch, slower", stacklevel=3)
+        return "eager"
+    return "compile"
+
+
+def _reduced(
+    kernel: Kernel, lift: str, arguments: Mapping[str, Tensor]
+) -> tuple[tuple[Tensor, Tensor], Mapping[str, Tensor]]:
+    """Points between which a pair is a plain square or product, and the parameters then."""
+    x, mu = arguments["z"], arguments["mu"]
+    if kernel.geometry == "direction":
+        return (unit_vector(x), unit_vector(mu)), arguments
+    if kernel.geometry != "quadratic":
+        return (x, mu), arguments
+    factor = arguments["precision_cholesky"]
+    if factor.ndim != 2:
+        raise ValueError(
+            f"backend='compile' takes one precision_cholesky [feature, feature], got shape {tuple(factor.shape)}: "
+            "expected backend='eager'"
+        )
+    # Near 0 whitening costs the fewest digits; differences do not see where the origin is.
+    origin = mu.detach().mean(0)
+    return ((x - origin) @ factor, (mu - origin) @ factor), {**arguments, "log_det": log_det(factor)}
+
+
+def _laid_out(name: str, value: Tensor, form: Form, mu: Tensor) -> Tensor:
+    """A parameter as [], [component] or [component, feature], whichever it needs."""
+    if value.numel() == 1:
+        return value.reshape(())
+    n_components, n_features = mu.shape
+    axes = ("sample", "component", "feature") if form.shape == "features" else ("sample", "component")
+    sizes = (1, n_components, n_features)[: len(axes)]
+    while value.ndim > len(axes) - 1 and value.shape[0] == 1:
+        value = value[0]
+    if value.ndim >= len(axes):
+        raise ValueError(
+            f"backend='compile' takes parameters that are the same for all samples, got {name} of shape "
+            f"{tuple(value.shape)}: expected backend='eager'"
+        )
+    if any(have not in (1, want) for have, want in zip(reversed(value.shape), reversed(sizes), strict=False)):
+        raise ValueError(f"expected {name} to broadcast to {sizes[1:]}, got shape {tuple(value.shape)}")
+    if form.shape == "features" and value.ndim == 2 and value.shape[1] == 1:
+        return value[:, 0].expand(n_components)
+    return value.expand(sizes[1:])
+
+
+def _in_blocks(
+    kernel: Kernel, x: Tensor, mu: Tensor, lift: str, mixing_logits: Tensor | None, params: Mapping[str, Any]
+) -> Tensor:
+    """Blocks of samples in plain torch; of each only its inputs are kept for the gradient."""
+    size = max(1, BLOCK // mu.numel())
+
+    def block(start: int) -> Tensor:
+        rows = slice(start, start + size)
+        own = {name: _rows(value, name, lift, len(x), rows) for name, value in params.items()}
+        return log_partition(lifted_energy(kernel, x[rows], mu, lift, **own), mixing_logits)
+
+    starts = range(0, max(len(x), 1), size)
+    if not torch.is_grad_enabled() or len(starts) == 1:
+        return torch.cat([block(start) for start in starts])
+    return torch.cat([checkpoint(block, start, use_reentrant=False) for start in starts])
+
+
+def _rows(value: Any, name: str, lift: str, n_samples: int, rows: slice) -> Any:
+    """The part of a parameter that belongs to some samples; all of it where it does not vary over them."""
+    axes = 3 if lift == "sum" else 2
+    varies = isinstance(value, Tensor) and name != "precision_cholesky" and value.ndim == axes
+    return value[rows] if varies and value.shape[0] == n_samples > 1 else value

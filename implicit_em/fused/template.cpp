@@ -1,0 +1,384 @@
+// Log-partition of N samples over K components, and its gradients, without an N×K matrix.
+//
+// What stands before this text, written by `cpu.py` for one kernel and dtype:
+//   T, SHAPE, N_PARAMETERS, AXES          the number type, how a pair is reduced, which axes parameters have
+//   energy(q, mu, p)                      the energy of a pair, or of one feature of it where SHAPE is FEATURES
+//   slope(q, mu, p)                       its derivative as the shape wants it, see `Shape`
+//   parameter_slopes(q, mu, p, out)       its derivatives in the parameters
+//
+// Lanes are samples. So a sum over components or features needs no horizontal step, and components and features may
+// have any number; only sums over samples, for gradients, end with one.
+
+using V = Vector;
+
+constexpr int64_t LANES = V::size();
+constexpr int64_t VECTORS = 4;                       // registers of samples at a time
+constexpr int64_t GROUP = VECTORS * LANES;           // samples in them
+constexpr int64_t ROWS = SHAPE == FEATURES ? 1 : 4;  // components at a time: what they keep has to stay in registers
+constexpr int64_t WIDTH = 2;                         // features at a time, of gradients
+constexpr int64_t CHUNK = 32;                        // components between two rescalings, and in one partial sum
+constexpr int64_t TILE_BYTES = 1 << 16;              // of samples: what stays in the cache while components pass
+constexpr int64_t LONGEST_TILE = 512;
+static_assert(LONGEST_TILE % GROUP == 0);
+
+using Parameters = V[N_PARAMETERS + 1];
+
+struct Problem {
+  const T* x;            // [N, D]
+  const T* mu;           // [K, D]
+  const T* log_weights;  // [K]
+  const T* const* parameters;
+  int64_t n_samples, n_components, n_features;
+};
+
+inline V ignore(V value, V where, V by) { return V::blendv(value, by, where); }
+
+// −∞ as a shift would make NaN of −∞ − (−∞).
+inline V finite(V shift) { return ignore(shift, shift == V(-std::numeric_limits<T>::infinity()), V(0)); }
+
+inline void load_scalars(const Problem& problem, Parameters& p) {
+  for (int64_t i = 0; i < N_PARAMETERS; ++i)
+    if (AXES[i] == SCALAR) p[i] = V(problem.parameters[i][0]);
+}
+
+inline void load_component(const Problem& problem, int64_t k, Parameters& p) {
+  for (int64_t i = 0; i < N_PARAMETERS; ++i)
+    if (AXES[i] == COMPONENT) p[i] = V(problem.parameters[i][k]);
+}
+
+inline void load_feature(const Problem& problem, int64_t k, int64_t d, Parameters& p) {
+  for (int64_t i = 0; i < N_PARAMETERS; ++i)
+    if (AXES[i] == FEATURE) p[i] = V(problem.parameters[i][k * problem.n_features + d]);
+}
+
+// A component at infinity has weight 0, and 0·∞ is 0 in the gradients.
+inline V location(const Problem& problem, int64_t k, int64_t d) {
+  const T value = problem.mu[k * problem.n_features + d];
+  return V(std::isinf(value) ? T(0) : value);
+}
+
+// Samples [first, first + width) as [feature, sample]; the last sample stands for those that are not there.
+inline void load_tile(const Problem& problem, int64_t first, int64_t width, T* tile) {
+  for (int64_t n = 0; n < width; ++n) {
+    const T* row = problem.x + std::min(first + n, problem.n_samples - 1) * problem.n_features;
+    for (int64_t d = 0; d < problem.n_features; ++d) tile[d * width + n] = row[d];
+  }
+}
+
+// What a pair is reduced to, for `Rows` components from k on and one group of samples.
+template <int64_t Rows>
+inline void gather(const Problem& problem, const T* tile, int64_t width, int64_t k, Parameters& p,
+                   V (&sums)[Rows][VECTORS]) {
+  const int64_t D = problem.n_features;
+  for (int64_t i = 0; i < Rows; ++i)
+    for (int64_t j = 0; j < VECTORS; ++j) sums[i][j] = V(0);
+  for (int64_t d = 0; d < D; ++d) {
+    V x[VECTORS];
+    for (int64_t j = 0; j < VECTORS; ++j) x[j] = V::loadu(tile + d * width + j * LANES);
+    for (int64_t i = 0; i < Rows; ++i) {
+      const V mu(problem.mu[(k + i) * D + d]);
+      if (SHAPE == FEATURES) {
+        load_component(problem, k + i, p);
+        load_feature(problem, k + i, d, p);
+      }
+      for (int64_t j = 0; j < VECTORS; ++j) {
+        if (SHAPE == FEATURES) {
+          sums[i][j] = sums[i][j] + energy(x[j], mu, p);
+        } else if (SHAPE == SQUARE) {
+          const V u = x[j] - mu;
+          sums[i][j] = at::vec::fmadd(u, u, sums[i][j]);
+        } else {
+          sums[i][j] = at::vec::fmadd(x[j], mu, sums[i][j]);
+        }
+      }
+    }
+  }
+}
+
+// Calls visit(k + i, j, reduced pair, log π_k − d, p) for every pair of a group of samples and components [k, end).
+template <int64_t Rows, typename Visit>
+inline void rows_of_pairs(const Problem& problem, const T* tile, int64_t width, int64_t k, Parameters& p,
+                          const Visit& visit) {
+  V sums[Rows][VECTORS];
+  gather<Rows>(problem, tile, width, k, p, sums);
+  for (int64_t i = 0; i < Rows; ++i) {
+    if (SHAPE != FEATURES) load_component(problem, k + i, p);
+    const V log_weight(problem.log_weights[k + i]);
+    for (int64_t j = 0; j < VECTORS; ++j) {
+      const V d = SHAPE == FEATURES ? sums[i][j] : energy(sums[i][j], V(0), p);
+      visit(k + i, j, sums[i][j], log_weight - d, p);
+    }
+  }
+}
+
+template <typename Visit>
+inline void pairs(const Problem& problem, const T* tile, int64_t width, int64_t k, int64_t end, Parameters& p,
+                  const Visit& visit) {
+  for (; k + ROWS <= end; k += ROWS) rows_of_pairs<ROWS>(problem, tile, width, k, p, visit);
+  for (; k < end; ++k) rows_of_pairs<1>(problem, tile, width, k, p, visit);
+}
+
+// L = top + log total, per sample: the largest score and Σ exp(score − top).
+extern "C" void forward(const T* x, const T* mu, const T* log_weights, const T* const* parameters, int64_t n_samples,
+                        int64_t n_components, int64_t n_features, int32_t threads, T* top, T* total) {
+  const Problem problem{x, mu, log_weights, parameters, n_samples, n_components, n_features};
+  const int64_t groups = (n_samples + GROUP - 1) / GROUP;
+#pragma omp parallel num_threads(threads)
+  {
+    std::vector<T> tile(n_features * GROUP), scores(CHUNK * GROUP);
+    Parameters p;
+    load_scalars(problem, p);
+#pragma omp for schedule(static)
+    for (int64_t group = 0; group < groups; ++group) {
+      load_tile(problem, group * GROUP, GROUP, tile.data());
+      V highest[VECTORS], sum[VECTORS];
+      for (int64_t j = 0; j < VECTORS; ++j) {
+        highest[j] = V(-std::numeric_limits<T>::infinity());
+        sum[j] = V(0);
+      }
+      for (int64_t first = 0; first < n_components; first += CHUNK) {
+        const int64_t end = std::min(first + CHUNK, n_components);
+        V before[VECTORS];
+        for (int64_t j = 0; j < VECTORS; ++j) before[j] = highest[j];
+        pairs(problem, tile.data(), GROUP, first, end, p, [&](int64_t k, int64_t j, V, V score, Parameters&) {
+          highest[j] = at::vec::maximum(highest[j], score);
+          score.store(scores.data() + (k - first) * GROUP + j * LANES);
+        });
+        for (int64_t j = 0; j < VECTORS; ++j) {
+          const V shift = finite(highest[j]);
+          V part(0);
+          for (int64_t k = 0; k < end - first; ++k)
+            part = part + (V::loadu(scores.data() + k * GROUP + j * LANES) - shift).exp();
+          sum[j] = sum[j] * (before[j] - shift).exp() + part;
+        }
+      }
+      const int64_t count = std::min(GROUP, n_samples - group * GROUP);
+      for (int64_t j = 0; j * LANES < count; ++j) {
+        const int64_t there = std::min(LANES, count - j * LANES);
+        highest[j].store(top + group * GROUP + j * LANES, there);
+        sum[j].store(total + group * GROUP + j * LANES, there);
+      }
+    }
+  }
+}
+
+inline double sum_of_lanes(V value) {
+  T lanes[LANES];
+  value.store(lanes);
+  double total = 0;
+  for (int64_t i = 0; i < LANES; ++i) total += lanes[i];
+  return total;
+}
+
+// Sums over samples, of one segment of them: [K, D], [K] and, for each parameter, [K, D] or [K].
+struct Sums {
+  double* mu;
+  double* log_weights;
+  double* parameters;
+};
+
+// What the samples of one tile and a chunk of components work with.
+struct Tile {
+  const T* x;      // [D, width]
+  const T* scale;  // [width]: g/total
+  const T* top;    // [width], finite
+  T* weights;      // [CHUNK, width]: g·r, times what the shape's slope is the same for in all features
+  int64_t width;
+};
+
+// g·r for every pair, Σ_n g·r, and what the pair's own parameters get.
+template <int64_t Rows, bool WithParameters>
+inline void responsibilities(const Problem& problem, const Tile& tile, int64_t first, int64_t k, Parameters& p,
+                             const Sums& sums) {
+  constexpr int64_t OWN = SHAPE == FEATURES ? 0 : N_PARAMETERS;
+  V counts[Rows], shares[Rows][OWN + 1];
+  for (int64_t i = 0; i < Rows; ++i) {
+    counts[i] = V(0);
+    for (int64_t a = 0; a < OWN; ++a) shares[i][a] = V(0);
+  }
+  for (int64_t n = 0; n < tile.width; n += GROUP) {
+    rows_of_pairs<Rows>(problem, tile.x + n, tile.width, k, p,
+                        [&](int64_t component, int64_t j, V pair, V score, Parameters& own) {
+      const int64_t i = component - k, at = n + j * LANES;
+      const V r = (score - V::loadu(tile.top + at)).exp() * V::loadu(tile.scale + at);
+      const V impossible = r == V(0);  // its slopes may be ∞: 0·∞ is 0 here
+      counts[i] = counts[i] + r;
+      if (WithParameters && OWN > 0) {
+        V out[N_PARAMETERS + 1];
+        parameter_slopes(pair, V(0), own, out);
+        for (int64_t a = 0; a < OWN; ++a) shares[i][a] = shares[i][a] - ignore(r * out[a], impossible, V(0));
+      }
+      V weight = r;
+      if (SHAPE != FEATURES) {
+        weight = ignore(r * slope(pair, V(0), own), impossible, V(0));
+        if (SHAPE == SQUARE) weight = ignore(weight, pair == V(0), V(0));  // at x = μ every derivative is 0
+      }
+      weight.store(tile.weights + (component - first) * tile.width + at);
+    });
+  }
+  for (int64_t i = 0; i < Rows; ++i) {
+    sums.log_weights[k + i] += sum_of_lanes(counts[i]);
+    if (WithParameters)
+      for (int64_t a = 0; a < OWN; ++a)
+        sums.parameters[a * problem.n_components + k + i] += sum_of_lanes(shares[i][a]);
+  }
+}
+
+// Where the energies of features add: ∂L/∂x and ∂L/∂μ of one feature, and what the parameters get from it.
+template <bool WithParameters>
+inline void feature(const Problem& problem, const Tile& tile, int64_t first, int64_t k, int64_t d, Parameters& p,
+                    const Sums& sums, T* towards_x) {
+  constexpr int64_t OWN = WithParameters ? N_PARAMETERS : 0;
+  const int64_t D = problem.n_features;
+  const V mu = location(problem, k, d);
+  load_component(problem, k, p);
+  load_feature(problem, k, d, p);
+  V towards_mu(0), shares[OWN + 1];
+  for (int64_t a = 0; a < OWN; ++a) shares[a] = V(0);
+  for (int64_t n = 0; n < tile.width; n += LANES) {
+    const V x = V::loadu(tile.x + d * tile.width + n), weight = V::loadu(tile.weights + (k - first) * tile.width + n);
+    const V impossible = weight == V(0);
+    const V share = ignore(weight * slope(x, mu, p), impossible, V(0));
+    T* place = towards_x + d * tile.width + n;
+    (V::loadu(place) - share).store(place);
+    towards_mu = towards_mu + share;
+    if (OWN > 0) {
+      V out[N_PARAMETERS + 1];
+      parameter_slopes(x, mu, p, out);
+      for (int64_t a = 0; a < OWN; ++a) shares[a] = shares[a] - ignore(weight * out[a], impossible, V(0));
+    }
+  }
+  sums.mu[k * D + d] += sum_of_lanes(towards_mu);
+  for (int64_t a = 0; a < OWN; ++a)
+    sums.parameters[(a * problem.n_components + k) * D + d] += sum_of_lanes(shares[a]);
+}
+
+// What a weight is multiplied by in ∂L/∂x, but for the sign: x − μ, or μ.
+inline V arm_of_sample(V x, V mu) { return SHAPE == SQUARE ? x - mu : mu; }
+
+// And in ∂L/∂μ: x − μ, or −x.
+inline V arm_of_location(V x, V mu) { return SHAPE == SQUARE ? x - mu : x.neg(); }
+
+// ∂L/∂x of `Features` features of a group of samples, from the weights of a chunk of components.
+template <int64_t Features>
+inline void towards_samples(const Problem& problem, const Tile& tile, int64_t first, int64_t end, int64_t d, int64_t n,
+                            T* towards_x) {
+  V x[Features][VECTORS], sums[Features][VECTORS];
+  for (int64_t i = 0; i < Features; ++i)
+    for (int64_t j = 0; j < VECTORS; ++j) {
+      x[i][j] = V::loadu(tile.x + (d + i) * tile.width + n + j * LANES);
+      sums[i][j] = V(0);
+    }
+  for (int64_t k = first; k < end; ++k)
+    for (int64_t i = 0; i < Features; ++i) {
+      const V mu = location(problem, k, d + i);
+      for (int64_t j = 0; j < VECTORS; ++j) {
+        const V weight = V::loadu(tile.weights + (k - first) * tile.width + n + j * LANES);
+        sums[i][j] = at::vec::fmadd(weight, arm_of_sample(x[i][j], mu), sums[i][j]);
+      }
+    }
+  for (int64_t i = 0; i < Features; ++i)
+    for (int64_t j = 0; j < VECTORS; ++j) {
+      T* place = towards_x + (d + i) * tile.width + n + j * LANES;
+      (V::loadu(place) - sums[i][j]).store(place);
+    }
+}
+
+// ∂L/∂μ of `Features` features of `Rows` components, from their weights.
+template <int64_t Rows, int64_t Features>
+inline void towards_locations(const Problem& problem, const Tile& tile, int64_t first, int64_t k, int64_t d,
+                              const Sums& sums) {
+  V totals[Rows][Features];
+  for (int64_t i = 0; i < Rows; ++i)
+    for (int64_t c = 0; c < Features; ++c) totals[i][c] = V(0);
+  for (int64_t n = 0; n < tile.width; n += LANES) {
+    V weights[Rows];
+    for (int64_t i = 0; i < Rows; ++i) weights[i] = V::loadu(tile.weights + (k + i - first) * tile.width + n);
+    for (int64_t c = 0; c < Features; ++c) {
+      const V x = V::loadu(tile.x + (d + c) * tile.width + n);
+      for (int64_t i = 0; i < Rows; ++i)
+        totals[i][c] = at::vec::fmadd(weights[i], arm_of_location(x, location(problem, k + i, d + c)), totals[i][c]);
+    }
+  }
+  for (int64_t i = 0; i < Rows; ++i)
+    for (int64_t c = 0; c < Features; ++c)
+      sums.mu[(k + i) * problem.n_features + d + c] += sum_of_lanes(totals[i][c]);
+}
+
+template <int64_t Features, bool WithSamples>
+inline void features(const Problem& problem, const Tile& tile, int64_t first, int64_t end, int64_t d, const Sums& sums,
+                     T* towards_x) {
+  if (WithSamples)
+    for (int64_t n = 0; n < tile.width; n += GROUP)
+      towards_samples<Features>(problem, tile, first, end, d, n, towards_x);
+  int64_t k = first;
+  for (; k + ROWS <= end; k += ROWS) towards_locations<ROWS, Features>(problem, tile, first, k, d, sums);
+  for (; k < end; ++k) towards_locations<1, Features>(problem, tile, first, k, d, sums);
+}
+
+template <bool WithSamples, bool WithParameters>
+void gradients(const Problem& problem, const T* top, const T* total, const T* towards, int64_t segments,
+               int32_t threads, T* towards_x, double* mu, double* log_weights, double* parameters) {
+  const int64_t N = problem.n_samples, K = problem.n_components, D = problem.n_features;
+  const int64_t fitting = TILE_BYTES / (D * int64_t(sizeof(T))) / GROUP * GROUP;
+  const int64_t width = std::min(std::max(fitting, GROUP), LONGEST_TILE), tiles = (N + width - 1) / width;
+  const int64_t per_parameter = SHAPE == FEATURES ? K * D : K;
+#pragma omp parallel num_threads(threads)
+  {
+    std::vector<T> x(D * width), weights(CHUNK * width), scale(width), highest(width);
+    std::vector<T> sum(D * width), part(SHAPE == FEATURES ? D * width : 0);
+    const Tile tile{x.data(), scale.data(), highest.data(), weights.data(), width};
+    Parameters p;
+    load_scalars(problem, p);
+    // Segments, and not threads, own the sums: the result is the same, bit by bit, for any number of threads.
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t segment = 0; segment < segments; ++segment) {
+      const Sums sums{mu + segment * K * D, log_weights + segment * K,
+                      parameters + segment * N_PARAMETERS * per_parameter};
+      for (int64_t t = segment * tiles / segments; t < (segment + 1) * tiles / segments; ++t) {
+        const int64_t start = t * width, count = std::min(width, N - start);
+        load_tile(problem, start, width, x.data());
+        for (int64_t n = 0; n < width; ++n) {
+          const T shift = top[std::min(start + n, N - 1)];
+          highest[n] = std::isinf(shift) ? T(0) : shift;
+          scale[n] = n < count ? towards[start + n] / total[start + n] : T(0);
+        }
+        std::fill(sum.begin(), sum.end(), T(0));
+        for (int64_t first = 0; first < K; first += CHUNK) {
+          const int64_t end = std::min(first + CHUNK, K);
+          int64_t k = first;
+          for (; k + ROWS <= end; k += ROWS) responsibilities<ROWS, WithParameters>(problem, tile, first, k, p, sums);
+          for (; k < end; ++k) responsibilities<1, WithParameters>(problem, tile, first, k, p, sums);
+          if (SHAPE == FEATURES) {
+            std::fill(part.begin(), part.end(), T(0));
+            for (int64_t d = 0; d < D; ++d)
+              for (k = first; k < end; ++k)
+                feature<WithParameters>(problem, tile, first, k, d, p, sums, part.data());
+            for (int64_t i = 0; i < D * width; ++i) sum[i] += part[i];
+          } else {
+            int64_t d = 0;
+            for (; d + WIDTH <= D; d += WIDTH)
+              features<WIDTH, WithSamples>(problem, tile, first, end, d, sums, sum.data());
+            for (; d < D; ++d) features<1, WithSamples>(problem, tile, first, end, d, sums, sum.data());
+          }
+        }
+        if (WithSamples)
+          for (int64_t n = 0; n < count; ++n)
+            for (int64_t d = 0; d < D; ++d) towards_x[(start + n) * D + d] = sum[d * width + n];
+      }
+    }
+  }
+}
+
+// Σ over samples of g ∂L/∂μ, g ∂L/∂log π and g ∂L/∂θ for each segment of samples, and g ∂L/∂x; the sums start at 0.
+// towards_x or parameters may be null: they are not computed then.
+extern "C" void backward(const T* x, const T* mu, const T* log_weights, const T* const* parameters, int64_t n_samples,
+                         int64_t n_components, int64_t n_features, int32_t threads, const T* top, const T* total,
+                         const T* towards, int64_t segments, T* towards_x, double* towards_mu,
+                         double* towards_log_weights, double* towards_parameters) {
+  const Problem problem{x, mu, log_weights, parameters, n_samples, n_components, n_features};
+  const auto chosen = towards_x ? (towards_parameters ? gradients<true, true> : gradients<true, false>)
+                                : (towards_parameters ? gradients<false, true> : gradients<false, false>);
+  chosen(problem, top, total, towards, segments, threads, towards_x, towards_mu, towards_log_weights,
+         towards_parameters);
+}
