@@ -16,6 +16,7 @@ from implicit_em.fused.form import Form
 from implicit_em.fused.program import Program
 
 AXES = ("SCALAR", "COMPONENT", "FEATURE")  # by the number of axes of a parameter
+_HEADER = "ATen/cpu/vec/vec.h"
 _C_TYPES = {torch.float32: "float", torch.float64: "double"}
 # Sums over samples are kept once for each segment of samples. Their number decides how many threads can work and how
 # the sums round, so it follows from the sizes alone.
@@ -108,7 +109,7 @@ def source(form: Form, axes: Sequence[int], dtype: torch.dtype) -> str:
         "#include <cstdint>",
         "#include <limits>",
         "#include <vector>",
-        "#include <ATen/cpu/vec/vec.h>",
+        f"#include <{_HEADER}>",
         f"using T = {_C_TYPES[dtype]};",
         "using Vector = at::vec::Vectorized<T>;",
         "enum Shape { FEATURES, SQUARE, DOT };",
@@ -141,7 +142,14 @@ def _library(form: Form, axes: tuple[int, ...], dtype: torch.dtype) -> ctypes.CD
     """The compiled code; compiled once for this machine, in seconds, and kept in Inductor's cache."""
     from torch._inductor.codecache import CppCodeCache  # brings SymPy, which importing this package does without
 
-    library: ctypes.CDLL = CppCodeCache.load(source(form, axes, dtype))
+    class Precompiled(CppCodeCache):
+        """Reads the vectors' header, half of the work, in compiled form."""
+
+        @classmethod
+        def _get_uncompiled_header(cls, device: str) -> str:
+            return _HEADER
+
+    library: ctypes.CDLL = Precompiled.load(source(form, axes, dtype))
     return library
 
 

@@ -305,10 +305,10 @@ inline void towards_locations(const Problem& problem, const Tile& tile, int64_t 
       sums.mu[(k + i) * problem.n_features + d + c] += sum_of_lanes(totals[i][c]);
 }
 
-template <int64_t Features, bool WithSamples>
+template <int64_t Features>
 inline void features(const Problem& problem, const Tile& tile, int64_t first, int64_t end, int64_t d, const Sums& sums,
                      T* towards_x) {
-  if (WithSamples)
+  if (towards_x)
     for (int64_t n = 0; n < tile.width; n += GROUP)
       towards_samples<Features>(problem, tile, first, end, d, n, towards_x);
   int64_t k = first;
@@ -316,8 +316,8 @@ inline void features(const Problem& problem, const Tile& tile, int64_t first, in
   for (; k < end; ++k) towards_locations<1, Features>(problem, tile, first, k, d, sums);
 }
 
-template <bool WithSamples, bool WithParameters>
-void gradients(const Problem& problem, const T* top, const T* total, const T* towards, int64_t segments,
+template <bool WithParameters>
+void gradients(const Problem& problem, const T* top, const T* total, const T* grad, int64_t segments,
                int32_t threads, T* towards_x, double* mu, double* log_weights, double* parameters) {
   const int64_t N = problem.n_samples, K = problem.n_components, D = problem.n_features;
   const int64_t fitting = TILE_BYTES / (D * int64_t(sizeof(T))) / GROUP * GROUP;
@@ -327,6 +327,7 @@ void gradients(const Problem& problem, const T* top, const T* total, const T* to
   {
     std::vector<T> x(D * width), weights(CHUNK * width), scale(width), highest(width);
     std::vector<T> sum(D * width), part(SHAPE == FEATURES ? D * width : 0);
+    T* const towards = towards_x ? sum.data() : nullptr;
     const Tile tile{x.data(), scale.data(), highest.data(), weights.data(), width};
     Parameters p;
     load_scalars(problem, p);
@@ -341,7 +342,7 @@ void gradients(const Problem& problem, const T* top, const T* total, const T* to
         for (int64_t n = 0; n < width; ++n) {
           const T shift = top[std::min(start + n, N - 1)];
           highest[n] = std::isinf(shift) ? T(0) : shift;
-          scale[n] = n < count ? towards[start + n] / total[start + n] : T(0);
+          scale[n] = n < count ? grad[start + n] / total[start + n] : T(0);
         }
         std::fill(sum.begin(), sum.end(), T(0));
         for (int64_t first = 0; first < K; first += CHUNK) {
@@ -358,11 +359,11 @@ void gradients(const Problem& problem, const T* top, const T* total, const T* to
           } else {
             int64_t d = 0;
             for (; d + WIDTH <= D; d += WIDTH)
-              features<WIDTH, WithSamples>(problem, tile, first, end, d, sums, sum.data());
-            for (; d < D; ++d) features<1, WithSamples>(problem, tile, first, end, d, sums, sum.data());
+              features<WIDTH>(problem, tile, first, end, d, sums, towards);
+            for (; d < D; ++d) features<1>(problem, tile, first, end, d, sums, towards);
           }
         }
-        if (WithSamples)
+        if (towards_x)
           for (int64_t n = 0; n < count; ++n)
             for (int64_t d = 0; d < D; ++d) towards_x[(start + n) * D + d] = sum[d * width + n];
       }
@@ -374,11 +375,10 @@ void gradients(const Problem& problem, const T* top, const T* total, const T* to
 // towards_x or parameters may be null: they are not computed then.
 extern "C" void backward(const T* x, const T* mu, const T* log_weights, const T* const* parameters, int64_t n_samples,
                          int64_t n_components, int64_t n_features, int32_t threads, const T* top, const T* total,
-                         const T* towards, int64_t segments, T* towards_x, double* towards_mu,
+                         const T* grad, int64_t segments, T* towards_x, double* towards_mu,
                          double* towards_log_weights, double* towards_parameters) {
   const Problem problem{x, mu, log_weights, parameters, n_samples, n_components, n_features};
-  const auto chosen = towards_x ? (towards_parameters ? gradients<true, true> : gradients<true, false>)
-                                : (towards_parameters ? gradients<false, true> : gradients<false, false>);
-  chosen(problem, top, total, towards, segments, threads, towards_x, towards_mu, towards_log_weights,
+  const auto chosen = towards_parameters ? gradients<true> : gradients<false>;
+  chosen(problem, top, total, grad, segments, threads, towards_x, towards_mu, towards_log_weights,
          towards_parameters);
 }
