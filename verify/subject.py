@@ -20,7 +20,7 @@ from derivations.stable import activation_name, stable_forms
 from verify.backends import compiled, compiled_module, widened
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Subject:
     """A kernel under test.
 

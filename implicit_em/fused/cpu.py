@@ -100,9 +100,7 @@ def backward(
 
 def source(form: Form, axes: Sequence[int], dtype: torch.dtype) -> str:
     """The C++ text for a form whose parameters have so many axes."""
-    points = form.energy.arguments[: len(form.energy.arguments) - len(form.parameters)]
-    bound = ("q", "mu")[: len(points)]
-    slope = (("u",), ("q - mu",)) if form.shape == "features" else (points, bound)
+    points, difference = (("q", "mu"), ("q - mu",)) if form.shape == "features" else (("q",), ("q",))
     head = [
         "#include <algorithm>",
         "#include <cmath>",
@@ -117,17 +115,17 @@ def source(form: Form, axes: Sequence[int], dtype: torch.dtype) -> str:
         f"constexpr Shape SHAPE = {form.shape.upper()};",
         f"constexpr int64_t N_PARAMETERS = {len(form.parameters)};",
         f"constexpr Axes AXES[] = {{{', '.join([*(AXES[count] for count in axes), 'SCALAR'])}}};",
-        _function("energy", form.energy, points, bound, ""),
-        _function("slope", form.slope, *slope, ""),
-        _function("parameter_slopes", form.parameter_slopes, points, bound, ", Vector* out"),
+        _function("energy", form.energy, points),
+        _function("slope", form.slope, difference),
+        _function("parameter_slopes", form.parameter_slopes, points, ", Vector* out"),
     ]
     return "\n".join(head) + "\n\n" + files("implicit_em.fused").joinpath("template.cpp").read_text(encoding="utf-8")
 
 
-def _function(name: str, program: Program, points: Sequence[str], bound: Sequence[str], results: str) -> str:
-    """A C++ function of (q, mu, p), whose parts the program's arguments stand for."""
-    lines = [f"const Vector {point} = {value};" for point, value in zip(points, bound, strict=True) if point != value]
-    lines += [f"const Vector {each} = p[{i}];" for i, each in enumerate(program.arguments[len(points) :])]
+def _function(name: str, program: Program, points: Sequence[str], results: str = "") -> str:
+    """A C++ function of (q, mu, p), the program's first arguments being `points`, the others entries of p."""
+    values = [*points, *(f"p[{index}]" for index in range(len(program.arguments) - len(points)))]
+    lines = [f"const Vector {name} = {value};" for name, value in zip(program.arguments, values, strict=True)]
     lines += statements(program)
     if results:
         lines += [f"out[{i}] = {operand(result)};" for i, result in enumerate(program.results)]

@@ -98,13 +98,12 @@ def _made(
     slope: Callable[..., Tensor],
     dtype: torch.dtype,
 ) -> Form:
-    parameters = arguments[points:]
-    reduced = ("u", *parameters) if shape == "features" else arguments
+    parameters, arity = arguments[points:], len(arguments)
     return Form(
         shape,
         parameters,
         energy,
-        traced(energy, arguments, dtype),
-        traced(slope, reduced, dtype),
-        traced(slopes(energy, points), arguments, dtype),
+        traced(energy, arity, dtype),
+        traced(slope, 1 + len(parameters), dtype),  # ψ takes the difference of two points
+        traced(slopes(energy, points), arity, dtype),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -74,9 +74,32 @@ def mixture_log_partition(
     log_weights = wide.new_zeros(len(mu))
     if mixing_logits is not None:
         log_weights = torch.log_softmax(mixing_logits, -1).to(wide)
-    own_parameters = [_laid_out(name, parameters[name], form, mu) for name in form.parameters]
-    value: Tensor = _Fused.apply(form, *(each.contiguous() for each in (*points, log_weights, *own_parameters)))  # type: ignore[no-untyped-call]
-    return value.to(x.dtype)
+    laid_out = [_laid_out(name, parameters[name], form, mu) for name in form.parameters]
+    return fused(form, *points, log_weights, laid_out).to(x.dtype)
+
+
+def fused(
+    form: Form,
+    x: Float[Tensor, "sample feature"],
+    mu: Float[Tensor, "component feature"],
+    log_weights: Float[Tensor, " component"],
+    parameters: Sequence[Tensor],
+) -> Float[Tensor, " sample"]:
+    """log Σ_k exp(log π_k − d_nk) for a form, differentiable in all tensors.
+
+    Args:
+        form: of the dtype of all tensors, float32 or float64.
+        parameters: [], [component] or, for the shape features, [component, feature].
+    Raises:
+        ValueError: a shape is another one; the message gives it.
+    """
+    axes = ((), mu.shape[:1], *((mu.shape,) if form.shape == "features" else ()))
+    for name, given in zip(form.parameters, parameters, strict=True):
+        if given.shape not in axes:
+            raise ValueError(f"expected {name} for {len(mu)} components, got shape {tuple(given.shape)}")
+    tensors = (each.contiguous() for each in (x, mu, log_weights, *parameters))
+    value: Tensor = _Fused.apply(form, *tensors)  # type: ignore[no-untyped-call]
+    return value
 
 
 class _Fused(torch.autograd.Function):

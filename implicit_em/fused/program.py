@@ -6,7 +6,7 @@ The fused paths run the code that eager torch runs, operation by operation, insi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,8 +34,10 @@ class Program:
     results: tuple[Operand, ...]
 
 
-def traced(function: Callable[..., Any], arguments: Sequence[str], dtype: torch.dtype) -> Program:
-    """The program of an elementwise torch function, of one tensor per argument, that returns one tensor or several.
+def traced(function: Callable[..., Any], arity: int, dtype: torch.dtype) -> Program:
+    """The program of an elementwise torch function of so many tensors that returns one tensor or several.
+
+    Its arguments are a0, a1, …: names of parameters might mean something else in another language.
 
     Raises:
         NotImplementedError: it holds what is not elementwise; the message names it.
@@ -44,10 +46,10 @@ def traced(function: Callable[..., Any], arguments: Sequence[str], dtype: torch.
 
     # In-place steps, which autograd's formulas take, become steps that return.
     pure = torch.func.functionalize(function, remove="mutations")
-    examples = [torch.full((2,), 1.0 + index, dtype=dtype) for index, _ in enumerate(arguments)]
+    examples = [torch.full((2,), 1.0 + index, dtype=dtype) for index in range(arity)]
     graph = make_fx(pure)(*examples).graph
     graph.eliminate_dead_code()
-    return _Reader(arguments).read(graph)
+    return _Reader(arity).read(graph)
 
 
 def slopes(function: Callable[..., Tensor], first: int) -> Callable[..., tuple[Tensor, ...]]:
@@ -69,8 +71,8 @@ _COPIES = frozenset({"alias", "clone", "detach", "_to_copy", "lift_fresh_copy"})
 class _Reader:
     """Turns a graph of ATen calls into statements."""
 
-    def __init__(self, arguments: Sequence[str]) -> None:
-        self.arguments = tuple(arguments)
+    def __init__(self, arity: int) -> None:
+        self.arguments = tuple(f"a{index}" for index in range(arity))
         self.statements: list[Statement] = []
         self.values: dict[fx.Node, Operand] = {}
 
@@ -115,7 +117,6 @@ class _Reader:
         return result if high is None else self._emit("minimum", result, self._operand(high))
 
     def _emit(self, operation: str, *operands: Operand) -> str:
-        # A name of its own: SymPy's symbols and ATen's nodes share no namespace.
         target = f"v{len(self.statements)}"
         self.statements.append(Statement(target, operation, operands))
         return target

@@ -1,0 +1,139 @@
+"""The fused log-partition and its gradients: loops around a kernel's own code, on problems of any size.
+
+The truth is the definition in intervals of long doubles, the budget the loops' own operations on rounding-aware ones.
+Points are what the loops take: whitened, or of unit length, where the kernel's geometry asks for that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from derivations import LOCATION
+from implicit_em.fused.form import Form, form_of
+from implicit_em.fused.partition import fused
+from verify.checks.check import Check, numeric_cells
+from verify.finding import Cell, Finding
+from verify.formats import WIDE, Format, format_of
+from verify.fused.budget import Budgets, budgets
+from verify.fused.problems import Problem, problems
+from verify.fused.truth import Truths, truths
+from verify.intervals import Interval
+from verify.judge import Tally, cell_seed
+from verify.oracle import Enclosures, has_kinks
+from verify.rounded import arithmetic_of
+from verify.settings import Settings
+from verify.strategies import explore, lay_out
+from verify.subject import Subject
+
+NAME = "fused"
+# Problems per cell, and the most samples × components × features of one.
+PROBLEMS = {"quick": 4, "standard": 8, "deep": 32}
+NUMBERS = {"quick": 4_000, "standard": 8_000, "deep": 60_000}
+
+
+def lifts_of(subject: Subject) -> list[str]:
+    """The lifts in which a kernel can be fused."""
+    if subject.kernel.geometry is LOCATION:
+        return ["sum", *(["radial"] if subject.kernel.is_even else [])]
+    return [] if subject.kernel.geometry.name == "learned" else ["own"]
+
+
+def _cells(subject: Subject, settings: Settings) -> list[Cell]:
+    if subject.handwritten:
+        return []  # the loops are made of generated code
+    functions = [
+        f"{lift}/{quantity}"
+        for lift in lifts_of(subject)
+        for quantity in (
+            "log_partition",
+            "x",
+            "mu",
+            "log_weights",
+            *form_of(subject.code, lift, torch.float64).parameters,
+        )
+    ]
+    return numeric_cells(NAME, subject, functions, settings, dtypes=WIDE, backends=("compile", "triton"))
+
+
+def _run(subject: Subject, cell: Cell, settings: Settings) -> Finding:
+    fmt = format_of(cell.dtype)
+    lift, _, quantity = cell.function.partition("/")
+    # One seed for all quantities: they share problems, truths and budgets.
+    seed = cell_seed(Cell(NAME, subject.name, lift, cell.dtype), settings.seed)
+    tally = Tally(fmt, unspecified_because="an intermediate result of correct loops can overflow")
+    for judged in _judged(subject, lift, cell.dtype, cell.device, cell.backend, settings.profile, seed):
+        _judge(tally, quantity, judged, fmt)
+    return tally.finding(cell)
+
+
+Judged = tuple[Mapping[str, NDArray[Any]], Truths, Budgets]
+
+
+@lru_cache(maxsize=2)
+def _judged(
+    subject: Subject, lift: str, dtype: str, device: str, backend: str, profile: str, seed: int
+) -> tuple[Judged, ...]:
+    """Results, truths and budgets of the problems of one seed."""
+    fmt = format_of(dtype)
+    form = form_of(subject.code, lift, fmt.torch_dtype)
+    arithmetic = arithmetic_of(dtype, device, backend)
+    found: list[Judged] = []
+
+    def visit(problem: Problem) -> None:
+        got = _results(form, problem, fmt)
+        found.append((got, truths(subject, form, problem), budgets(subject, form, problem, arithmetic)))
+
+    # Loops are compiled for one number of axes: float32 has parameters for each component, float64 for all.
+    strategy = problems(subject, form, fmt, NUMBERS[profile], dtype == "float32", not has_kinks(subject.kernel.energy))
+    explore(strategy, visit, seed, PROBLEMS[profile])
+    return tuple(found)
+
+
+def _results(form: Form, problem: Problem, fmt: Format) -> Mapping[str, NDArray[Any]]:
+    """What the library returns: L, and the gradients of Σ_n towards_n L_n."""
+    inputs = {
+        name: fmt.tensor(value).reshape(value.shape)
+        for name, value in (
+            ("x", problem.x),
+            ("mu", problem.mu),
+            ("log_weights", problem.log_weights),
+            *problem.parameters.items(),
+        )
+    }
+    inputs["x"] = lay_out(inputs["x"].flatten(), problem.layout).reshape(problem.x.shape)
+    leaves = {name: value.detach().requires_grad_() for name, value in inputs.items()}
+    x, mu, log_weights, *parameters = leaves.values()
+    value = fused(form, x, mu, log_weights, parameters)
+    slopes = torch.autograd.grad(value, list(leaves.values()), fmt.tensor(problem.towards))
+    return {
+        "log_partition": fmt.array(value),
+        **{name: fmt.array(slope) for name, slope in zip(leaves, slopes, strict=True)},
+    }
+
+
+def _judge(tally: Tally, quantity: str, judged: Judged, fmt: Format) -> None:
+    results, true, allowed = judged
+    got, truth, budget = results[quantity], _enclosures(true[quantity]), allowed[quantity]
+    low, high = (np.broadcast_to(side, got.shape).ravel() for side in (budget.low, budget.high))
+    place = np.indices(got.shape).reshape(got.ndim, -1) if got.ndim else np.zeros((1, 1), int)
+    axes = ("component", "feature") if quantity in ("mu", "log_weights") else ("sample", "feature")
+    columns = dict(zip(axes, place, strict=False))
+    # What is known of the truth to within so much is granted to the result as well.
+    tally.judge_specified(
+        columns, got.ravel(), truth.reshaped((got.size,)), low - truth.radius.ravel(), high + truth.radius.ravel()
+    )
+
+
+def _enclosures(truth: Interval) -> Enclosures:
+    with np.errstate(invalid="ignore"):
+        mid = truth.low / 2 + truth.high / 2
+    return Enclosures(mid, np.zeros_like(mid), truth.high / 2 - truth.low / 2, np.isfinite(mid))
+
+
+CHECKS = (Check(NAME, "the fused log-partition and its gradients lie within their computed budgets", _cells, _run),)

@@ -1,0 +1,161 @@
+"""All results that correct fused loops can have: `template.cpp`, operation by operation, on rounding-aware intervals.
+
+What the loops promise of their sums is in `_DEPTH`, and no more: within it, any order is correct.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from implicit_em.fused.form import Form
+from verify.fused.problems import Problem
+from verify.rounded import Arithmetic, Rounded, gradients, run
+from verify.subject import Subject
+
+Budgets = Mapping[str, Rounded]
+
+# Sums over components: partial sums of so many, then the sum of these. A term meets at most the sum of both depths.
+CHUNK = 32
+# Sums over samples: this many at most in the format, the rest in float64.
+LONGEST_TILE = 512
+
+
+def budgets(subject: Subject, form: Form, problem: Problem, arithmetic: Arithmetic) -> Budgets:
+    """For each of `truths`, the interval of results, and nothing where none is correct."""
+    with np.errstate(all="ignore"):
+        return _Loops(subject, form, problem, arithmetic).values()
+
+
+class _Loops:
+    """Arrays are [sample, component, feature], or [sample, component] where the last has been summed."""
+
+    def __init__(self, subject: Subject, form: Form, problem: Problem, arithmetic: Arithmetic) -> None:
+        self.subject, self.form, self.problem, self.arithmetic = subject, form, problem, arithmetic
+        trailing = 1 if form.shape == "features" else 0
+        self.parameters = {
+            name: arithmetic.point(value[(..., *[None] * trailing)]) for name, value in problem.parameters.items()
+        }
+        self.x, self.mu = arithmetic.point(problem.x[:, None, :]), arithmetic.point(problem.near[None, :, :])
+        self.gap = self.x - self.mu
+        features = problem.x.shape[-1]
+        if form.shape == "features":
+            self.points = [self.x, self.mu]
+        elif form.shape == "square":
+            self.points = [self.summed(self.gap * self.gap, -1, features)]
+        else:
+            self.points = [self.summed(self.x * self.mu, -1, features)]
+        count = problem.mu.shape[0]
+        self.over_components = min(count, CHUNK) + -(-count // CHUNK)
+        self.over_samples = min(len(problem.x), LONGEST_TILE) + 1
+
+    def values(self) -> Budgets:
+        pairs = run(self.form.function, [*self.points, *self.parameters.values()])
+        pairs = _at(pairs, (self.gap if self.form.shape == "features" else self.points[0]).low.shape)
+        energies = self.summed(pairs, -1, self.problem.x.shape[-1]) if self.form.shape == "features" else pairs
+        impossible = np.broadcast_to(self.problem.impossible, energies.low.shape)
+        log_weights = self.arithmetic.point(np.where(impossible, 0, self.problem.log_weights))
+        scores = log_weights - energies
+        low, high = (np.where(impossible, -np.inf, side) for side in (scores.low, scores.high))
+        top = Rounded(self.arithmetic, low.max(-1), high.max(-1))
+        # The largest score is among the others: what it is taken from itself leaves 0.
+        gap = scores - _wide(top)
+        gap = Rounded(self.arithmetic, gap.low, np.minimum(gap.high, 0))
+        weights = _absent(gap.rising("exp", np.exp, lambda y: y), impossible)
+        total = self.summed(self.rescaled(weights), -1, self.over_components)
+        total = Rounded(self.arithmetic, np.maximum(total.low, 1), total.high)
+        share = weights * (self.arithmetic.point(self.problem.towards[:, None]) / _wide(total))
+        share = _absent(share, impossible)
+        return {
+            "log_partition": top + total.rising("log", np.log, lambda _: 1.0 / total),
+            "log_weights": self.summed(share, 0, self.over_samples),
+            **self.towards_points(share, impossible),
+            **self.towards_parameters(pairs, share, impossible),
+        }
+
+    def rescaled(self, weights: Rounded) -> Rounded:
+        """Weights that were multiplied by exp(old top − new top) after each chunk."""
+        chunks = -(-self.problem.mu.shape[0] // CHUNK)
+        if chunks == 1:
+            return weights
+        relative, _, _ = self.arithmetic.rounding("exp")
+        # A factor's exponent is rounded, too; the exponents of all are of one sign, and add up to the whole gap.
+        lowest = np.log(np.maximum(weights.low, self.arithmetic.fmt.min_normal))
+        room = chunks * (relative + self.arithmetic.fmt.unit_roundoff) - lowest * self.arithmetic.fmt.unit_roundoff
+        return Rounded(self.arithmetic, weights.low * (1 - room), weights.high * (1 + room))
+
+    def towards_points(self, share: Rounded, impossible: Any) -> Budgets:
+        """∂/∂x and ∂/∂μ from the weight of each pair."""
+        module = self.subject.code.module
+        parameters = list(self.parameters.values())
+        if self.form.shape == "features":
+            terms = _wide(share) * run(module.influence, [self.gap, *parameters])
+        elif hasattr(module, "weight_of_square"):
+            slope = run(module.weight_of_square, [*self.points, *parameters])
+            together = (self.points[0].low <= 0) & (self.points[0].high <= 0)
+            terms = _wide(_absent(share * slope, together)) * self.gap
+        else:
+            (point,) = self.points
+            pulled = gradients(run(self.form.function, [point, *parameters]), {"point": point})["point"]
+            pulled = _at(pulled, point.low.shape)
+            if self.form.shape == "dot":
+                weight = _wide(_absent(share * pulled, impossible))
+                return self.both(-(weight * self.mu), -(weight * self.x))
+            terms = _wide(share * (pulled * 2.0)) * self.gap
+        terms = _absent(terms, np.broadcast_to(impossible[..., None], terms.low.shape))
+        return self.both(-terms, terms)
+
+    def both(self, towards_x: Rounded, towards_mu: Rounded) -> Budgets:
+        return {
+            "x": self.summed(towards_x, 1, self.over_components),
+            "mu": self.summed(towards_mu, 0, self.over_samples),
+        }
+
+    def towards_parameters(self, pairs: Rounded, share: Rounded, impossible: Any) -> Budgets:
+        found = {}
+        slopes = gradients(pairs, self.parameters)
+        for name, value in self.problem.parameters.items():
+            slope = _at(slopes[name], pairs.low.shape)
+            if self.form.shape == "features":
+                terms = _wide(share) * slope
+                absent = np.broadcast_to(impossible[..., None], terms.low.shape)
+                total = _exact_sum(self.summed(-_absent(terms, absent), 0, self.over_samples), -1)
+            else:
+                total = self.summed(-_absent(share * slope, impossible), 0, self.over_samples)
+            found[name] = total if value.ndim else _exact_sum(total, -1)
+        return {name: self.rounded_once(total) for name, total in found.items()}
+
+    def rounded_once(self, total: Rounded) -> Rounded:
+        return Rounded(self.arithmetic, *self.arithmetic.widen("add", total.low, total.high))
+
+    def summed(self, terms: Rounded, axis: int, depth: int) -> Rounded:
+        """Σ along an axis, where no term takes part in more than `depth` additions: off by γ_depth Σ|terms| at most."""
+        unit = self.arithmetic.fmt.unit_roundoff
+        depth = min(depth, terms.low.shape[axis])
+        gamma = depth * unit / (1 - depth * unit)
+        size = np.maximum(np.abs(terms.low), np.abs(terms.high)).sum(axis) * gamma
+        return Rounded(self.arithmetic, terms.low.sum(axis) - size, terms.high.sum(axis) + size)
+
+
+def _at(value: Rounded, shape: tuple[int, ...]) -> Rounded:
+    low, high = value.ends(shape)
+    return Rounded(value.arithmetic, low, high, value.parents)
+
+
+def _wide(value: Rounded) -> Rounded:
+    return Rounded(value.arithmetic, value.low[..., None], value.high[..., None])
+
+
+def _absent(value: Rounded, where: Any) -> Rounded:
+    """0 where a term is absent."""
+    return Rounded(value.arithmetic, np.where(where, 0, value.low), np.where(where, 0, value.high))
+
+
+def _exact_sum(value: Rounded, axis: int) -> Rounded:
+    """In float64, whose rounding is far below the format's, or its own."""
+    room = (
+        np.maximum(np.abs(value.low), np.abs(value.high)).sum(axis) * value.low.shape[axis] * np.finfo(np.float64).eps
+    )
+    return Rounded(value.arithmetic, value.low.sum(axis) - room, value.high.sum(axis) + room)

@@ -1,0 +1,139 @@
+"""Random problems for the fused loops: sizes around their tiles, offsets, components that cannot be, and parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from implicit_em.fused.form import Form
+from verify.formats import Format
+from verify.strategies import LAYOUTS
+from verify.subject import Subject
+
+# Around the vectors, groups and tiles of the loops: one less, one more, and no multiple.
+SAMPLES = (1, 2, 15, 17, 63, 65, 127, 513, 1100)
+COMPONENTS = (1, 2, 3, 5, 31, 33, 70)
+FEATURES = (1, 2, 3, 5, 9, 17)
+OFFSET = 1e4
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One call of the loops; every array holds numbers of the format.
+
+    Attributes:
+        x, mu: [sample, feature] and [component, feature], such as the form reduces pairs of.
+        log_weights: log π_k, some −∞.
+        parameters: [] or [component] each.
+        towards: what the gradients are weighted with, per sample.
+        layout: how the points lie in memory, out of `verify.strategies.LAYOUTS`.
+    """
+
+    x: NDArray[Any]
+    mu: NDArray[Any]
+    log_weights: NDArray[Any]
+    parameters: Mapping[str, NDArray[Any]]
+    towards: NDArray[Any]
+    layout: str
+
+    @property
+    def impossible(self) -> NDArray[np.bool_]:
+        """Components that can have produced no sample: without weight, or infinitely far away."""
+        return np.asarray(np.isneginf(self.log_weights) | np.isinf(self.mu).any(-1))
+
+    @property
+    def near(self) -> NDArray[Any]:
+        """The locations, with 0 for what is infinite: for arithmetic that leaves impossible components out."""
+        return np.where(np.isinf(self.mu), 0, self.mu)
+
+
+def problems(
+    subject: Subject, form: Form, fmt: Format, numbers: int, per_component: bool, smooth: bool
+) -> st.SearchStrategy[Problem]:
+    """Problems of at most so many samples × components × features.
+
+    Args:
+        per_component: whether every component has parameters of its own.
+        smooth: whether the energy has a slope at u = 0, so that a sample may lie on a location.
+    """
+
+    vanishes = _vanishes_far_away(subject, form)
+
+    def build(
+        sizes: tuple[int, int, int], offset: bool, scale: int, away: bool, weights: str, layout: str, seed: int
+    ) -> Problem:
+        n_samples, n_components, n_features = sizes
+        n_features = min(n_features, numbers)
+        n_components = max(1, min(n_components, numbers // n_features))
+        n_samples = max(1, min(n_samples, numbers // (n_features * n_components)))
+        rng = np.random.default_rng(seed)
+        x, mu = (_points(rng, form, count, n_features, scale, offset) for count in (n_samples, n_components))
+        if smooth or form.shape != "features":
+            x[0] = mu[0]
+        if away and vanishes and n_components > 1:
+            mu[-1, 0] = np.inf
+        factors = rng.uniform(0.5, 2.0, (len(form.parameters), *([n_components] if per_component else [])))
+        usual = [_default(subject, name) for name in form.parameters]
+        parameters = {
+            name: fmt.nearest(value * f) for name, value, f in zip(form.parameters, usual, factors, strict=True)
+        }
+        return Problem(
+            fmt.nearest(x),
+            fmt.nearest(mu),
+            fmt.nearest(_log_weights(rng, n_components, weights)),
+            parameters,
+            fmt.nearest(rng.standard_normal(n_samples)),
+            layout,
+        )
+
+    return st.builds(
+        build,
+        st.tuples(st.sampled_from(SAMPLES), st.sampled_from(COMPONENTS), st.sampled_from(FEATURES)),
+        st.booleans(),
+        st.integers(-3, 2),
+        st.booleans(),
+        st.sampled_from(("none", "random", "impossible")),
+        st.sampled_from(LAYOUTS),
+        st.integers(0, 2**32 - 1),
+    )
+
+
+def _points(
+    rng: np.random.Generator, form: Form, count: int, n_features: int, scale: int, offset: bool
+) -> NDArray[np.float64]:
+    points: NDArray[np.float64] = rng.standard_normal((count, n_features))
+    if form.shape == "dot":
+        points /= np.linalg.norm(points, axis=-1, keepdims=True)
+        return points
+    return np.ldexp(points, scale) + OFFSET * offset
+
+
+def _vanishes_far_away(subject: Subject, form: Form) -> bool:
+    """Whether the energy grows without bound, so that an infinitely distant component has no share."""
+    if form.shape == "dot":
+        return False
+    here, far = torch.zeros(()), torch.full((), torch.inf)
+    points = (here, far) if form.shape == "features" else (far,)
+    return bool(form.function(*points, *(torch.tensor(_default(subject, name)) for name in form.parameters)) == far)
+
+
+def _default(subject: Subject, name: str) -> float:
+    """A parameter's default; 1 for what the geometry brings, log |Σ| among it."""
+    return next((float(symbol.default) for symbol in subject.kernel.parameters if symbol.name == name), 1.0)
+
+
+def _log_weights(rng: np.random.Generator, count: int, kind: str) -> NDArray[np.float64]:
+    if kind == "none":
+        return np.zeros(count)
+    logits = 3 * rng.standard_normal(count)
+    logits -= np.logaddexp.reduce(logits)
+    if kind == "impossible":
+        logits[rng.random(count) < 0.3] = -np.inf
+        logits[0] = -0.5
+    return logits
