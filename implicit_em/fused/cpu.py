@@ -119,7 +119,12 @@ def source(form: Form, axes: Sequence[int], dtype: torch.dtype) -> str:
         _function("slope", form.slope, difference),
         _function("parameter_slopes", form.parameter_slopes, points, ", Vector* out"),
     ]
-    return "\n".join(head) + "\n\n" + files("implicit_em.fused").joinpath("template.cpp").read_text(encoding="utf-8")
+    return "\n".join(head) + "\n\n" + template()
+
+
+def template() -> str:
+    """The loops, the same for all kernels."""
+    return files("implicit_em.fused").joinpath("template.cpp").read_text(encoding="utf-8")
 
 
 def _function(name: str, program: Program, points: Sequence[str], results: str = "") -> str:

@@ -17,8 +17,8 @@ from verify.strategies import LAYOUTS
 from verify.subject import Subject
 
 # Around the vectors, groups and tiles of the loops: one less, one more, and no multiple.
-SAMPLES = (1, 2, 15, 17, 63, 65, 127, 513, 1100)
-COMPONENTS = (1, 2, 3, 5, 31, 33, 70)
+SAMPLES = (1, 2, 15, 17, 63, 65, 130, 513, 1100)
+COMPONENTS = (1, 2, 5, 31, 33, 64, 70, 100)
 FEATURES = (1, 2, 3, 5, 9, 17)
 OFFSET = 1e4
 
