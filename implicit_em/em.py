@@ -5,19 +5,22 @@ the old parameters (1 for Gaussians), a_nk = s_n r_nk w_nk and N_k = Σ_n s_n r_
 
     π_k = N_k/Σ_j N_j;  μ_k = Σ_n a_nk x_n/Σ_n a_nk;  Σ_k = Σ_n a_nk (x_n − μ_k)(x_n − μ_k)ᵀ/N_k + εI
 
-All samples are held times components and features only block by block, and never times features twice.
+All samples are held times components and features only block by block, and never times features twice. Where there are
+more than `KEPT` responsibilities, Gaussian steps without a gradient run in fused loops and hold no more than the data.
 Source: Dempster, Laird and Rubin (1977); the reweighting: Lange, Little and Taylor (1989).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from implicit_em.fused import cpu
+from implicit_em.fused.em import Pass
 from implicit_em.mixture import (
     Mixture,
     Origin,
@@ -33,6 +36,9 @@ from implicit_em.mixture import (
     whitening,
 )
 from implicit_em.radial import RadialDensity
+
+# Responsibilities that a step may hold, in numbers: 128 MB in float32.
+KEPT = 2**25
 
 
 class EMState(NamedTuple):
@@ -106,6 +112,7 @@ def em_step(
     sample_weight: Float[Tensor, "batch sample"] | None = None,
     mask: Bool[Tensor, "batch sample"] | None = None,
     kernel: str = "gaussian",
+    backend: str | None = None,
     **params: float,
 ) -> EMState:
     """One EM step on every problem of a batch; differentiable in all tensors.
@@ -119,23 +126,31 @@ def em_step(
         sample_weight: s_n ≥ 0, finite: a sample of weight 2 counts as two.
         mask: False for padding, whose values may be anything.
         kernel, params: the law of a component, see `RadialDensity`.
+        backend: "eager", blocks of samples in plain torch; "compile", fused loops in C++ for Gaussian components on a
+            CPU, without gradients, which hold no more than the data. None takes them where there are more than `KEPT`
+            responsibilities, and can be: the results differ by rounding.
     Returns:
         The parameters after the step, in the dtype to which those of the arguments promote; 16 bits are computed in
         float32. A component that no sample belongs to has π = 0 and keeps its mean and covariance; a problem
         without samples keeps all. One point, or fewer points than features, leave εI in the directions they lack.
     Raises:
         TypeError, ValueError: dtypes, shapes or names do not fit; a covariance is not positive definite (the message
-            gives batch and component; with `reg_covar=0` identical points lead there in the next step).
+            gives batch and component; with `reg_covar=0` identical points lead there in the next step); backend is
+            "compile", and the loops cannot do it.
     Accuracy: findings `em.accuracy`, `em.reference`.
     Source: see the module.
     """
     check_shapes(x, mixing_logits, means, covariances)
     settings = step_settings(covariance_type, reg_covar, RadialDensity(kernel, **params))
     dtype = common_dtype(x, mixing_logits, means, covariances)
-    data = prepared(x.to(dtype), sample_weight, mask)
-    start = rounded(Mixture(mixing_logits, means, covariances), dtype)
-    inner, log_likelihood = step(data, data.origin.inward(start), settings)
     returned = torch.promote_types(x.dtype, torch.promote_types(means.dtype, covariances.dtype))
+    start = Mixture(mixing_logits, means, covariances)
+    if _runs_in_loops(x, start, settings, sample_weight, backend):
+        weight = combined_weight(x, sample_weight, mask, dtype)
+        found, log_likelihood = step_in_loops(x.to(dtype), weight, start, settings)
+        return EMState(*rounded(found, returned), log_likelihood)
+    data = prepared(x.to(dtype), sample_weight, mask)
+    inner, log_likelihood = step(data, data.origin.inward(rounded(start, dtype)), settings)
     return EMState(*rounded(data.origin.outward(inner), returned), log_likelihood)
 
 
@@ -149,21 +164,95 @@ def step_settings(covariance_type: str, reg_covar: float, density: RadialDensity
 
 def prepared(x: Tensor, sample_weight: Tensor | None, mask: Tensor | None) -> Data:
     """Data around its mean, with the weights of its samples."""
+    weight = combined_weight(x, sample_weight, mask, x.dtype)
+    return Data(centered(x, mask), None if weight is None else weight[:, None])
+
+
+def combined_weight(
+    x: Tensor, sample_weight: Tensor | None, mask: Tensor | None, dtype: torch.dtype
+) -> Float[Tensor, "batch sample"] | None:
+    """Weights of samples, 0 for padding; None where all are 1.
+
+    Raises:
+        ValueError, TypeError: a shape or dtype does not fit.
+    """
     for name, tensor in {"sample_weight": sample_weight, "mask": mask}.items():
         if tensor is not None and tensor.shape != x.shape[:2]:
             raise ValueError(f"expected {name} of shape {tuple(x.shape[:2])}, got {tuple(tensor.shape)}")
     if mask is not None and mask.dtype != torch.bool:
         raise TypeError(f"expected a boolean mask, got {mask.dtype}")
-    weight = None if sample_weight is None else sample_weight.to(x.dtype)
+    weight = None if sample_weight is None else sample_weight.to(dtype)
     if mask is not None:
-        weight = mask.to(x.dtype) if weight is None else torch.where(mask, weight, 0)
-    return Data(centered(x, mask), None if weight is None else weight[:, None])
+        weight = mask.to(dtype) if weight is None else torch.where(mask, weight, 0)
+    return weight
+
+
+def _runs_in_loops(
+    x: Tensor, mixture: Mixture, settings: Step, sample_weight: Tensor | None, backend: str | None
+) -> bool:
+    """Raises ValueError for an unknown backend, or one that cannot do it; the message says why."""
+    if backend not in (None, "compile", "eager"):
+        raise ValueError(f"expected a backend out of compile, eager, got {backend!r}")
+    if backend == "eager" or (backend is None and x.shape[1] * mixture.means.shape[1] <= KEPT):
+        return False
+    tensors = (x, *mixture, *(() if sample_weight is None else (sample_weight,)))
+    reasons = {
+        "components are not Gaussian": settings.density.reweights,
+        f"tensors are on {x.device}": x.device.type != "cpu",
+        "a gradient is asked for": torch.is_grad_enabled() and any(each.requires_grad for each in tensors),
+        "there is no C++ compiler": not cpu.is_available(),
+    }
+    against = [reason for reason, holds in reasons.items() if holds]
+    if against and backend:
+        raise ValueError(f"backend='compile' cannot take this step, {against[0]}: expected backend='eager'")
+    return not against
+
+
+def step_in_loops(
+    x: Float[Tensor, "batch sample feature"],
+    weight: Float[Tensor, "batch sample"] | None,
+    mixture: Mixture,
+    settings: Step,
+) -> tuple[Mixture, Float[Tensor, " batch"]]:
+    """The Gaussian step of each problem in two passes over its samples; all but the samples is in float64."""
+    results = []
+    for index, samples in enumerate(x):
+        own = None if weight is None else weight[index]
+        if own is not None:
+            samples = torch.where(own[:, None] > 0, samples, 0)  # what has no weight may be anything
+        alone = rounded(Mixture(*(each[index : index + 1] for each in mixture)), torch.float64)
+        results.append(_one_in_loops(samples, own, alone, settings))
+    found = Mixture(*(torch.cat(parts) for parts in zip(*(mixture for mixture, _ in results), strict=True)))
+    return found, torch.stack([level for _, level in results]).to(x.dtype)
+
+
+def _one_in_loops(x: Tensor, weight: Tensor | None, mixture: Mixture, settings: Step) -> tuple[Mixture, Tensor]:
+    white = whitening(mixture, settings.covariance_type)
+    is_full = white.factor.ndim == 4
+    factors = white.factor[0] if is_full else torch.diag_embed(white.factor[0])
+    log_weights = torch.log_softmax(mixture.mixing_logits[0], -1)
+    samples = Pass(x, weight, log_weights, mixture.means[0], factors, white.log_det[0])
+    counts, moved, level = samples.moments()
+    origin = Origin(mixture.means, mixture.means.mean(1, keepdim=True))
+    inner = origin.inward(mixture)
+    sums = moved + counts[:, None] * inner.means[0]
+    found = Expectation(counts[None], counts[None], sums[None], (), level)
+
+    def spread(means: Tensor) -> Tensor:
+        total = samples.scatter((means + origin.center)[0])
+        return total[None] if is_full else total.diagonal(dim1=-2, dim2=-1)[None]
+
+    return origin.outward(maximization(inner, found, spread, settings)), level
 
 
 def step(data: Data, mixture: Mixture, settings: Step) -> tuple[Mixture, Float[Tensor, " batch"]]:
     """E-step and M-step around the data's own origin; the log-likelihood is that of `mixture`."""
     found = expectation(data, mixture, settings)
-    return maximization(data, mixture, found, settings), found.log_likelihood
+
+    def spread(means: Tensor) -> Tensor:
+        return scatter(data.origin.x, found.weights, means, settings)
+
+    return maximization(mixture, found, spread, settings), found.log_likelihood
 
 
 def expectation(data: Data, mixture: Mixture, settings: Step) -> Expectation:
@@ -206,10 +295,10 @@ def smallest_distance(x: Float[Tensor, "batch feature sample"], white: Whitening
     return floor
 
 
-def maximization(data: Data, old: Mixture, found: Expectation, settings: Step) -> Mixture:
-    """The parameters that the weighted samples ask for."""
-    x, counts = data.origin.x, found.counts
-    limits = torch.finfo(x.dtype)
+def maximization(old: Mixture, found: Expectation, spread_about: Callable[[Tensor], Tensor], settings: Step) -> Mixture:
+    """The parameters that the weighted samples ask for, `spread_about` being Σ a (x − c)(x − c)ᵀ for given c."""
+    counts = found.counts
+    limits = torch.finfo(counts.dtype)
     # Fewer would leave sums of subnormal numbers, which have lost their digits.
     empty = counts < limits.tiny / limits.eps
     total = counts.sum(-1, keepdim=True)
@@ -217,7 +306,7 @@ def maximization(data: Data, old: Mixture, found: Expectation, settings: Step) -
         empty, -torch.inf, torch.where(empty, 1, counts).log() - torch.where(total > 0, total, 1).log()
     )
     means = torch.where(empty[..., None], old.means, found.sums / torch.where(empty, 1, found.mass)[..., None])
-    spread = scatter(x, found.weights, means, settings)
+    spread = spread_about(means)
     if settings.covariance_type == "tied":
         spread = (spread.sum(1) / torch.where(total > 0, total, 1)[..., None])[:, None].expand_as(spread)
         empty = (total == 0).expand_as(empty)

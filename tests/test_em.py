@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from implicit_em import EMOperator, NotAtFixedPoint, em_step, kernel, mixture
+from implicit_em import EMOperator, NotAtFixedPoint, em, em_step, kernel, mixture
 from implicit_em.mixture import Mixture, log_prob, mixture_responsibilities, sample
 from implicit_em.radial import RadialDensity
 from implicit_em.residuals import LiteralResidual
@@ -295,3 +295,33 @@ def test_blocks_of_samples_are_put_together_again(name: str, monkeypatch: pytest
     parts = em_step(x, *theta, sample_weight=weight, kernel=name)
     for a, b in zip(whole, parts, strict=True):
         assert (a - b).abs().max() <= 100 * torch.finfo(x.dtype).eps * a.abs().max().clamp_min(1)
+
+
+@pytest.mark.parametrize("kind", ["full", "tied", "diag", "spherical"])
+def test_fused_loops_take_the_same_step(kind: str) -> None:
+    """The same sums in another order, of 3000 samples; what is padding may hold anything, and one component is off."""
+    x, _, means, covariances = start(samples=3000, features=5)
+    logits = torch.tensor([[0.0, 1.0, -torch.inf]]).expand(2, -1)
+    x[:, -1] = torch.nan
+    mask = torch.arange(3000).expand(2, -1) < 2999
+    options = {"covariance_type": kind, "mask": mask, "sample_weight": torch.linspace(0, 2, 3000).expand(2, -1)}
+    states = [em_step(x, logits, means, covariances, backend=backend, **options) for backend in ("eager", "compile")]
+    for a, b in zip(*states, strict=True):
+        apart = torch.where(a == b, 0, (a - b).abs())
+        assert apart.max() <= 3000 * torch.finfo(x.dtype).eps * a[a.isfinite()].abs().max().clamp_min(1)
+
+
+def test_loops_are_taken_for_many_samples_and_say_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, *theta = start()
+    small = em_step(x, *theta)
+    monkeypatch.setattr(em, "KEPT", 1)
+    assert all(
+        torch.equal(a, b) for a, b in zip(em_step(x, *theta), em_step(x, *theta, backend="compile"), strict=True)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(em_step(x, *theta, backend="eager"), small, strict=True))
+    with pytest.raises(ValueError, match="components are not Gaussian: expected backend='eager'"):
+        em_step(x, *theta, backend="compile", kernel="huber")
+    with pytest.raises(ValueError, match="a gradient is asked for: expected backend='eager'"):
+        em_step(x.requires_grad_(), *theta, backend="compile")
+    with pytest.raises(ValueError, match="expected a backend out of compile, eager, got 'fast'"):
+        em_step(x, *theta, backend="fast")

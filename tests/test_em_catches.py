@@ -71,8 +71,8 @@ def planted(fault: Fault) -> Iterator[None]:
 
 REFERENCE, EDGES, SAME = "em.reference", "em.edge_cases", "em.equivariance"
 FAULTS = [
-    Fault("old mean in the covariance", em, "scatter(x, found.weights, means", "scatter(x, found.weights, old.means",
-          REFERENCE, "em_step/full"),
+    Fault("old mean in the covariance", em, "found.weights, means, settings)",
+          "found.weights, mixture.means, settings)", REFERENCE, "em_step/full"),
     Fault("missing log-determinant", mixture, " - white.log_det / 2", "", REFERENCE, "em_step/diag"),
     Fault("log-determinant not halved", mixture, "white.log_det / 2", "white.log_det", REFERENCE, "em_step/spherical"),
     Fault("weights not updated", em, "torch.where(total > 0, logits, old.mixing_logits)", "old.mixing_logits",

@@ -18,8 +18,6 @@ from implicit_em.fused.program import Program
 AXES = ("SCALAR", "COMPONENT", "FEATURE")  # by the number of axes of a parameter
 _HEADER = "ATen/cpu/vec/vec.h"
 _C_TYPES = {torch.float32: "float", torch.float64: "double"}
-# Sums over samples are kept once for each segment of samples. Their number decides how many threads can work and how
-# the sums round, so it follows from the sizes alone.
 _SEGMENTS = 32
 _SEGMENT_BYTES = 16 * 2**20
 
@@ -52,7 +50,7 @@ def forward(
     """
     top, total = x.new_empty(len(x)), x.new_empty(len(x))
     library = _library(form, tuple(p.ndim for p in parameters), x.dtype)
-    library.forward(*_problem(x, mu, log_weights, parameters), _pointer(top), _pointer(total))
+    library.forward(*_problem(x, mu, log_weights, parameters), pointer(top), pointer(total))
     return top, total
 
 
@@ -77,18 +75,17 @@ def backward(
     """
     (n_components, n_features), n_parameters = mu.shape, len(parameters)
     per_parameter = mu.shape if form.shape == "features" else mu.shape[:1]
-    row = n_components * n_features * (1 + n_parameters * shares) * 8
-    segments = max(2, min(_SEGMENTS, _SEGMENT_BYTES // row))
+    count = segments(n_components * n_features * (1 + n_parameters * shares) * 8)
     towards_x = torch.empty_like(x) if samples else None
-    towards_mu = x.new_zeros((segments, *mu.shape), dtype=torch.float64)
-    counts = x.new_zeros((segments, n_components), dtype=torch.float64)
-    own = x.new_zeros((segments, n_parameters, *per_parameter), dtype=torch.float64) if shares else None
+    towards_mu = x.new_zeros((count, *mu.shape), dtype=torch.float64)
+    counts = x.new_zeros((count, n_components), dtype=torch.float64)
+    own = x.new_zeros((count, n_parameters, *per_parameter), dtype=torch.float64) if shares else None
     library = _library(form, tuple(p.ndim for p in parameters), x.dtype)
     library.backward(
         *_problem(x, mu, log_weights, parameters),
-        *map(_pointer, (top, total, towards)),
-        ctypes.c_int64(segments),
-        *map(_pointer, (towards_x, towards_mu, counts, own)),
+        *map(pointer, (top, total, towards)),
+        ctypes.c_int64(count),
+        *map(pointer, (towards_x, towards_mu, counts, own)),
     )
     towards_parameters = None
     if own is not None:
@@ -142,7 +139,11 @@ def _function(name: str, program: Program, points: Sequence[str], results: str =
 
 @cache
 def _library(form: Form, axes: tuple[int, ...], dtype: torch.dtype) -> ctypes.CDLL:
-    """The compiled code; compiled once for this machine, in seconds, and kept in Inductor's cache."""
+    return compiled(source(form, axes, dtype))
+
+
+def compiled(text: str) -> ctypes.CDLL:
+    """C++ that was compiled once for this machine, in seconds, and is kept in Inductor's cache."""
     from torch._inductor.codecache import CppCodeCache  # brings SymPy, which importing this package does without
 
     class Precompiled(CppCodeCache):
@@ -152,15 +153,23 @@ def _library(form: Form, axes: tuple[int, ...], dtype: torch.dtype) -> ctypes.CD
         def _get_uncompiled_header(cls, device: str) -> str:
             return _HEADER
 
-    library: ctypes.CDLL = Precompiled.load(source(form, axes, dtype))
+    library: ctypes.CDLL = Precompiled.load(text)
     return library
 
 
 def _problem(x: Tensor, mu: Tensor, log_weights: Tensor, parameters: Sequence[Tensor]) -> list[object]:
     pointers = (ctypes.c_void_p * max(1, len(parameters)))(*(p.data_ptr() for p in parameters))
     sizes = (*map(ctypes.c_int64, (len(x), *mu.shape)), ctypes.c_int32(torch.get_num_threads()))
-    return [*map(_pointer, (x, mu, log_weights)), pointers, *sizes]
+    return [*map(pointer, (x, mu, log_weights)), pointers, *sizes]
 
 
-def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
+def segments(size: int) -> int:
+    """How many partial sums of so many bytes are kept, of as many segments of samples.
+
+    Their number decides how many threads can work, and how the sums round: it follows from sizes alone.
+    """
+    return max(2, min(_SEGMENTS, _SEGMENT_BYTES // size))
+
+
+def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
     return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
