@@ -11,7 +11,7 @@ import torch
 
 import verify.checks.error_bound as error_bound
 from verify import deviation
-from verify.bounds import Bound, domain_of, largest_error, largest_value, verdict
+from verify.bounds import Bound, _Pieces, domain_of, largest_error, largest_value, verdict
 from verify.finding import Cell
 from verify.formats import FORMATS, Format
 from verify.oracle import Oracle
@@ -71,6 +71,36 @@ def test_a_good_function_has_a_small_bound(dtype: str, most: float) -> None:
     fmt = FORMATS[dtype]
     found = _bound(load_subject("gaussian"), "activation", fmt=fmt, arithmetic=arithmetic_of(dtype))
     assert 0.49 < found.below <= found.above < most
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_error_at_a_cliff_is_found(dtype: str) -> None:
+    """σ is flushed to 0 long before it is one, all at once."""
+    fmt = FORMATS[dtype]
+    found = _bound(load_subject("logistic"), "influence", fmt=fmt)
+    assert found.above > fmt.max ** np.longdouble(0.01)
+    assert 0.99 < found.below / found.above <= 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_what_lies_between_two_numbers_does_not_count(dtype: str) -> None:
+    """Next to where e^u overflows, results of neighbouring numbers are hundreds of ulps apart."""
+    assert _bound(load_subject("exponential"), "influence", fmt=FORMATS[dtype]).above < 4
+
+
+def test_halves_hold_every_number_of_a_piece() -> None:
+    one, smallest = np.longdouble(1), F32.min_subnormal
+    ends = [(one, one + 10 * 2 * F32.unit_roundoff), (-one, -one + 7 * F32.unit_roundoff), (smallest, 9 * smallest)]
+    low, high = (np.array(side) for side in zip(*ends, strict=True))
+    pieces = _Pieces([(low, high)], F32, reals=False)
+    while pieces.divisible.any():
+        whole, apart = (np.flatnonzero(each) for each in (~pieces.divisible, pieces.divisible))
+        pieces = pieces.taken(whole).joined(pieces.taken(apart).halved())
+    left, right = pieces.sides[0]
+    assert (left == right).all()
+    wanted = [np.arange(a, b + step / 2, step) for (a, b), step in
+              zip(ends, (2 * F32.unit_roundoff, F32.unit_roundoff, smallest), strict=True)]  # fmt: skip
+    assert sorted(left) == sorted(np.concatenate(wanted))
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,27 @@ def test_what_correct_code_may_return_is_judged_by_its_ends() -> None:
         assert tally.finding(CELL).status == status, got
 
 
+@pytest.mark.parametrize(
+    ("predicted", "budget"),
+    [((1 - 1e-16, 1 + 1e-16), 2.0**-1), ((0.0, 2.0), 4.0), ((np.nan, np.nan), 4.0)],
+    ids=["nearer", "wider", "unknown"],
+)
+def test_a_prediction_can_only_narrow_a_budget(predicted: tuple[float, float], budget: float) -> None:
+    tally, unit = Tally(F64), np.longdouble(2) ** -52
+    ends = [np.array([1 + sign * 4 * unit]) for sign in (-1, 1)]
+    tally.judge(
+        {"x": long(1.0)}, np.array([1.0]), truths(1.0), ends[0], ends[1], (long(predicted[0]), long(predicted[1]))
+    )
+    assert tally.budget is not None
+    assert budget / 2 < tally.budget <= 2 * budget
+
+
+def test_a_prediction_does_not_excuse_a_truth_elsewhere() -> None:
+    tally, two = Tally(F64), long(2.0)
+    tally.judge({"x": long(1.0)}, np.array([2.0]), truths(1.0), two, two, (two, two))
+    assert tally.failures == 1
+
+
 def test_where_autograd_may_return_anything_nothing_is_judged_and_that_is_said() -> None:
     tally = Tally(F64)
     columns = {"z": np.array([1.0, 2.0])}
@@ -204,7 +225,7 @@ def test_underflow_inside_is_granted_and_no_more() -> None:
     assert list(error <= mixed_budget(oracle, columns, truth, F32)) == [False, False]
 
 
-def test_a_primitive_too_coarse_for_eight_ulps_is_granted_its_own_error() -> None:
+def test_a_primitive_too_coarse_for_the_stated_ulps_is_granted_its_own_error() -> None:
     arithmetic = replace(Arithmetic(F32, load_table("float32")), exact_up_to=ULPS)
     one = np.ones(1, np.longdouble)
     coarse = arithmetic.widen("scaled_k1", one, one)

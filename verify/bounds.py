@@ -30,8 +30,10 @@ from verify.subject import Subject
 
 CLOSE = 1.25  # a bound is tight enough at so many times what a single point gives
 _WAVES = 80  # more than a float64 has digits
+_WAVE, _WAVE_SHARE = 256, 32  # pieces cut at once, or one of so many: cut early, the worst ones take most of the pieces
 _STARTS = 8  # one of so many pieces that may be made gives a point from which the search from below sets out
 _STEPS = 16
+_BISECTIONS = 128  # more than a float64 has digits and a piece has binades
 _ORDINARY, _FAR = 24, 32  # binades around 1 that are pieces of their own; pieces of all that there are
 
 Domain = Mapping[str, tuple[float, float]]
@@ -130,8 +132,11 @@ def largest_error(
     bounds, pieces, counted = _cut(subject.program(function), arithmetic, domain, measure, most_pieces)
     oracle = Oracle(subject.definition(function), subject.arguments(function), fmt)
 
+    def code(columns: list[NDArray[Any]]) -> NDArray[Any]:
+        return fmt.array(implementation(*(fmt.tensor(column) for column in columns)))
+
     def errors(columns: list[NDArray[Any]]) -> NDArray[Any]:
-        got = fmt.array(implementation(*(fmt.tensor(column) for column in columns)))
+        got = code(columns)
         truth = oracle(*columns)
         error = truth.ulp_error(got, fmt)
         if absolute:  # by the same rules: ∞ stands at the next power of two
@@ -139,7 +144,8 @@ def largest_error(
         known = truth.settled & ~np.isnan(truth.mid)
         return np.where(known & (error > RESOLUTION), error, 0)  # less is the truth's own radius
 
-    below, found_at = _search(errors, pieces.taken(np.argsort(-bounds)), domain, fmt, most_pieces // _STARTS, seed)
+    ordered = pieces.taken(np.argsort(-bounds))
+    below, found_at = _search(errors, ordered, domain, fmt, most_pieces // _STARTS, seed, _edges(code, ordered))
     return _bound(bounds, pieces, domain, below, found_at, counted, clock)
 
 
@@ -192,7 +198,9 @@ def _cut(
         chosen = np.flatnonzero((bounds > CLOSE * reached) & pieces.divisible)
         if not len(chosen) or counted >= most:
             break
-        chosen = chosen[np.argsort(-bounds[chosen], kind="stable")][: max(1, (most - counted) // 2)]
+        chosen = chosen[np.argsort(-bounds[chosen], kind="stable")][
+            : min(max(_WAVE, counted // _WAVE_SHARE), max(1, (most - counted) // 2))
+        ]
         fresh = pieces.taken(chosen).halved()
         fresh_bounds = measure(deviation.run(program, arithmetic, fresh.sides))
         counted += len(fresh_bounds)
@@ -242,8 +250,9 @@ class _Pieces:
     """Boxes: the two ends of each argument, one entry per box."""
 
     sides: list[tuple[Long, Long]]
-    finest: np.longdouble
-    """The relative width of a piece that is not cut any more: neighbouring numbers are further apart."""
+    fmt: Format
+    reals: bool
+    """Whether a piece holds all real numbers between its ends, or those of the format alone."""
 
     @staticmethod
     def of(domain: Domain, fmt: Format, *, reals: bool) -> _Pieces:
@@ -251,7 +260,7 @@ class _Pieces:
         cuts = [_binades(low, high, fmt, reals=reals) for low, high in domain.values()]
         index = np.meshgrid(*(np.arange(len(low)) for low, _ in cuts), indexing="ij")
         sides = [(low[i.ravel()], high[i.ravel()]) for (low, high), i in zip(cuts, index, strict=True)]
-        return _Pieces(sides, fmt.unit_roundoff)
+        return _Pieces(sides, fmt, reals)
 
     @property
     def _widths(self) -> Long:
@@ -265,12 +274,14 @@ class _Pieces:
 
     @property
     def divisible(self) -> NDArray[np.bool_]:
-        return np.asarray(self._widths.max(0) > self.finest)
+        """Neighbouring numbers are further apart than a unit roundoff."""
+        return np.asarray(self._widths.max(0) > self.fmt.unit_roundoff)
 
     @property
     def centres(self) -> list[Long]:
-        """Geometric, as numbers of the arguments' sign."""
-        return [np.sign(low + high) * np.sqrt(np.abs(low)) * np.sqrt(np.abs(high)) for low, high in self.sides]
+        """Geometric, as numbers of the arguments' sign; of the format where code is run on them."""
+        middles = [np.sign(low + high) * np.sqrt(np.abs(low)) * np.sqrt(np.abs(high)) for low, high in self.sides]
+        return middles if self.reals else [self.fmt.nearest(middle).astype(np.longdouble) for middle in middles]
 
     def taken(self, which: NDArray[np.intp]) -> _Pieces:
         return replace(self, sides=[(low[which], high[which]) for low, high in self.sides])
@@ -282,14 +293,22 @@ class _Pieces:
         ]
         return replace(self, sides=both)
 
+    def _neighbours(self, low: Long, centre: Long, high: Long) -> tuple[Long, Long]:
+        """Two numbers with none between them, near the centre: between those no code is ever run."""
+        carrier = self.fmt.carrier
+        below = np.minimum(centre.astype(carrier), np.nextafter(high.astype(carrier), carrier(-np.inf)))
+        below = np.maximum(below, low.astype(carrier))
+        return below.astype(np.longdouble), np.nextafter(below, carrier(np.inf)).astype(np.longdouble)
+
     def halved(self) -> _Pieces:
         """Each box in two, across its widest side."""
         widest = self._widths.argmax(0)
         first, second = [], []
         for number, ((low, high), centre) in enumerate(zip(self.sides, self.centres, strict=True)):
             cut = widest == number
-            first.append((low, np.where(cut, centre, high)))
-            second.append((np.where(cut, centre, low), high))
+            below, above = (centre, centre) if self.reals else self._neighbours(low, centre, high)
+            first.append((low, np.where(cut, below, high)))
+            second.append((np.where(cut, above, low), high))
         return replace(self, sides=first).joined(replace(self, sides=second))
 
 
@@ -325,8 +344,10 @@ def _search(
     fmt: Format,
     starts: int,
     seed: int,
+    given: list[NDArray[Any]] | None = None,
 ) -> tuple[float, Mapping[str, str]]:
-    """Hill climbing from points of the first pieces: every step tries a neighbour of each, ever nearer."""
+    """Hill climbing from the points given and from some of the first pieces: every step tries a neighbour of each,
+    ever nearer."""
     rng = np.random.default_rng(seed)
 
     def inside(columns: list[Long]) -> list[NDArray[Any]]:
@@ -336,6 +357,8 @@ def _search(
     repeats = -(-starts // len(pieces.sides[0][0]))
     chosen = [(np.repeat(low, repeats)[:starts], np.repeat(high, repeats)[:starts]) for low, high in pieces.sides]
     here = inside([low + (high - low) * rng.random(low.shape) for low, high in chosen])
+    if given is not None:
+        here = [np.concatenate([column, more]) for column, more in zip(here, inside(given), strict=True)]
     best = score(here)
     for step in range(_STEPS):
         reach = 2.0 ** -(2 + step * fmt.precision / _STEPS)
@@ -346,3 +369,26 @@ def _search(
         best = np.where(better, there, best)
     top = int(np.argmax(best))
     return float(best[top]), point(dict(zip(domain, here, strict=True)), top)
+
+
+def _edges(code: Callable[[list[NDArray[Any]]], NDArray[Any]], pieces: _Pieces) -> list[Long]:
+    """Where results begin to be 0 or infinite, from one corner of a piece to the opposite one: both neighbours of each
+    such place. What is flushed to 0 errs the most there, and a step of the climb would rarely meet it."""
+    carrier = pieces.fmt.carrier
+
+    def kind(columns: list[Long]) -> NDArray[Any]:
+        got = code([column.astype(carrier) for column in columns])
+        return np.where(got == 0, 0, np.where(np.isfinite(got), 1, 2))
+
+    first, last = [low for low, _ in pieces.sides], [high for _, high in pieces.sides]
+    differ = np.flatnonzero(kind(first) != kind(last))
+    first, last = [column[differ] for column in first], [column[differ] for column in last]
+    wanted = kind(first)
+    for _ in range(_BISECTIONS):
+        middle: list[Long] = [
+            pieces.fmt.nearest((one + other) / 2).astype(np.longdouble) for one, other in zip(first, last, strict=True)
+        ]
+        same = kind(middle) == wanted
+        first = [np.where(same, new, old) for new, old in zip(middle, first, strict=True)]
+        last = [np.where(same, old, new) for new, old in zip(middle, last, strict=True)]
+    return [np.concatenate(both) for both in zip(first, last, strict=True)]

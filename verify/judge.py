@@ -83,15 +83,20 @@ class Tally:
         truth: Enclosures,
         low: Long,
         high: Long,
+        predicted: tuple[Long, Long] | None = None,
     ) -> None:
         """Judges one result per point, `low` and `high` being the ends of what correct code may return.
 
         The truth itself must lie between them: an interval that excludes it is that of another function, and its ends
         would grant the distance.
+
+        Args:
+            predicted: the ends of what torch returns here; the budget ends there where they are nearer.
         """
         error = truth.ulp_error(got, self.fmt)
         with np.errstate(all="ignore"):
-            ends = [truth.ulp_error(self.fmt.rounded(end), self.fmt) for end in (low, high)]
+            least, most = (low, high) if predicted is None else nearer(low, high, predicted)
+            ends = [truth.ulp_error(self.fmt.rounded(end), self.fmt) for end in (least, most)]
             budget = np.maximum(*ends)
             # Long double underflows too: the ends of the interval are known to its smallest normal number.
             room = truth.radius + np.abs(truth.tail) + np.abs(truth.mid) * LONG.eps + LONG.tiny
@@ -175,6 +180,12 @@ class Tally:
             expected=self.expected if status != "undecided" else None,
             reason=reason,
         )
+
+
+def nearer(low: Long, high: Long, predicted: tuple[Long, Long]) -> tuple[Long, Long]:
+    """The ends of two intervals' common part; those of the first where the other one is unknown."""
+    least, most = (np.where(np.isnan(end), usual, end) for end, usual in zip(predicted, (low, high), strict=True))
+    return np.clip(least, low, high), np.clip(most, low, high)
 
 
 def _plain(ulps: np.longdouble) -> float:

@@ -19,7 +19,7 @@ from verify.formats import Format, spacing
 from verify.oracle import Enclosures, Long, Oracle
 from verify.rounded import Arithmetic, Rounded
 
-ULPS = 8
+ULPS = 4
 
 
 def unavoidable(

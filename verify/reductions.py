@@ -14,10 +14,14 @@ import numpy as np
 from flint import arb
 
 from verify.formats import FORMATS, Format
+from verify.lanes import sum_in_lanes
 from verify.oracle import GUARD_BITS, MOST_BITS, Enclosures, Long, pack
-from verify.rounded import Rounded
+from verify.orders import sum_of_ends
+from verify.predicted import Predicted
+from verify.rounded import Arithmetic, Rounded
 
 LONG = np.finfo(np.longdouble)
+WIDE = FORMATS["float64"]
 
 
 def sum_in_any_order(terms: Rounded, axis: int = -1) -> Rounded:
@@ -41,6 +45,18 @@ def sum_in_any_order(terms: Rounded, axis: int = -1) -> Rounded:
     )
 
 
+def summed(terms: Rounded, axis: int = -1) -> Rounded:
+    """Σ terms along an axis, by `Tensor.sum`: in any order, or in torch's own where what torch does is predicted."""
+    bound = sum_in_any_order(terms, axis)
+    return sum_of_ends(terms, bound, axis) if isinstance(terms.arithmetic, Predicted) else bound
+
+
+def summed_in_lanes(function: str, terms: Rounded) -> Rounded:
+    """Σ terms over the last axis inside of torch's `function`: in any order, or in its own."""
+    bound = sum_in_any_order(terms)
+    return sum_in_lanes(function, terms, bound) if isinstance(terms.arithmetic, Predicted) else bound
+
+
 def responsibilities_budget(energies: Rounded) -> Rounded:
     """All results that softmax(−d) over the last axis can have: its own exp, its sum, a division."""
     arithmetic = energies.arithmetic
@@ -48,13 +64,13 @@ def responsibilities_budget(energies: Rounded) -> Rounded:
         gap = gap_to_smallest(energies)
         weights = Rounded(arithmetic, *arithmetic.widen("softmax_exp", np.exp(gap.low), np.exp(gap.high)))
         # The smallest energy's own term is exactly 1, so the sum is at least 1.
-        total = at_least_one(sum_in_any_order(weights))
+        total = at_least_one(summed_in_lanes("softmax", weights))
         shape = (*total.low.shape, 1)
         total = Rounded(arithmetic, total.low.reshape(shape), total.high.reshape(shape))
         # torch divides, or multiplies by a rounded reciprocal.
-        result = weights * (1.0 / total)
-        one = np.minimum(result.high, 1 + 4 * arithmetic.fmt.unit_roundoff)
-        return Rounded(arithmetic, result.low, one)
+        product, quotient = weights * (1.0 / total), weights / total
+        one = np.minimum(np.maximum(product.high, quotient.high), 1 + 4 * arithmetic.fmt.unit_roundoff)
+        return Rounded(arithmetic, np.minimum(product.low, quotient.low), one)
 
 
 def compensated_budget(energies: Rounded) -> Rounded:
@@ -67,14 +83,28 @@ def compensated_budget(energies: Rounded) -> Rounded:
     with np.errstate(all="ignore"):
         least = smallest(energies)
         gap = [np.minimum(0, least.low[..., None] - energies.high), np.minimum(0, least.high[..., None] - energies.low)]
-        slip = np.square(np.where(np.isfinite(gap[0]), gap[0], 0) * arithmetic.fmt.unit_roundoff) + 4 * LONG.eps
-        low, high = arithmetic.widen("exp", np.exp(gap[0]) * (1 - slip), np.exp(gap[1]) * (1 + slip))
+        slip = np.square((np.where(np.isfinite(gap[0]), -gap[0], 0) + 1) * arithmetic.fmt.unit_roundoff) + 4 * LONG.eps
+        # With δ put back it is no number of the format yet: only the exponential's own error counts.
+        low, high = Arithmetic.widen(arithmetic, "exp", np.exp(gap[0]) * (1 - slip), np.exp(gap[1]) * (1 + slip))
         weights = Rounded(arithmetic, *arithmetic.widen("sub", low, high))
-        spread = (weights.low.shape[-1] + 2) * FORMATS["float64"].unit_roundoff
-        total = [weights.low.sum(-1)[..., None] * (1 - spread), weights.high.sum(-1)[..., None] * (1 + spread)]
+        total = _wide_sum(weights)
+        # Rounded to float64, and then to the format.
+        twice = 2 * WIDE.unit_roundoff if arithmetic.fmt is not WIDE else np.longdouble(0)
         # A weight is part of the total: where it is large, so is the total.
-        result = arithmetic.widen("div", weights.low / total[1] * (1 - spread), weights.high / total[0] * (1 + spread))
+        result = arithmetic.widen("div", weights.low / total[1] * (1 - twice), weights.high / total[0] * (1 + twice))
         return Rounded(arithmetic, result[0], np.minimum(result[1], 1 + 4 * arithmetic.fmt.unit_roundoff))
+
+
+def _wide_sum(weights: Rounded) -> tuple[Long, Long]:
+    """The ends of Σ weights over the last axis, formed in float64, with that axis kept."""
+    spread = weights.low.shape[-1] * WIDE.unit_roundoff
+    low, high = weights.low.sum(-1, keepdims=True) * (1 - spread), weights.high.sum(-1, keepdims=True) * (1 + spread)
+    if not isinstance(weights.arithmetic, Predicted):
+        return low, high
+    wide = Predicted(WIDE, weights.arithmetic.table)
+    exact = Rounded(wide, weights.low, weights.high)
+    total = sum_of_ends(exact, Rounded(wide, low[..., 0], high[..., 0]), -1)
+    return total.low[..., None], total.high[..., None]
 
 
 def log_partition_budget(energies: Rounded) -> Rounded:
@@ -82,7 +112,7 @@ def log_partition_budget(energies: Rounded) -> Rounded:
     with np.errstate(all="ignore"):
         gap = gap_to_smallest(energies)
         weights = gap.rising("exp", np.exp, lambda y: y)
-        total = at_least_one(sum_in_any_order(weights))
+        total = at_least_one(summed(weights))
         return total.rising("log", np.log, lambda _: 1.0 / total) - smallest(energies)
 
 

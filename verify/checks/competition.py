@@ -23,7 +23,7 @@ from verify.reductions import (
     gap_to_smallest,
     log_partition_budget,
     responsibilities_budget,
-    sum_in_any_order,
+    summed,
     true_log_partition,
     true_responsibilities,
 )
@@ -71,17 +71,12 @@ def _normalization(row: Rows, tally: Tally, arithmetic: Arithmetic, fmt: Format)
     total = got.sum(-1)
     one = _exact(np.ones_like(total))
     unit = fmt.unit_roundoff * 2  # an ulp of 1
-    # The exact responsibilities sum to 1: the sum may depart from it by what each result may depart from its own.
-    room = _room(responsibilities_budget(arithmetic.point(row.energies)), fmt, got.shape[-1]) / unit
+    allowed = responsibilities_budget(arithmetic.point(row.energies))
+    ends = [fmt.rounded(end).sum(-1) for end in (allowed.low, allowed.high)]
+    # The sum of what was returned is exact but for long double's own rounding.
+    room = (np.maximum(1 - ends[0], ends[1] - 1) + got.shape[-1] * np.finfo(np.longdouble).eps + one.radius) / unit
     columns = {"d_min": row.energies.min(-1), "d_max": row.energies.max(-1)}
     tally.judge_errors(columns, one.error(total) / unit, room, one)
-
-
-def _room(allowed: Rounded, fmt: Format, count: int) -> Long:
-    """Σ over the components of how far a result can be from its true value, both in the same interval."""
-    low, high = np.minimum(allowed.low, fmt.rounded(allowed.low)), np.maximum(allowed.high, fmt.rounded(allowed.high))
-    widths = Rounded(allowed.arithmetic, allowed.low * 0, high - low)
-    return np.asarray(sum_in_any_order(widths).high + count * np.finfo(np.longdouble).eps)
 
 
 def _gradient_identity(row: Rows, tally: Tally, arithmetic: Arithmetic, fmt: Format) -> None:
@@ -99,7 +94,7 @@ def log_partition_gradient_budget(energies: Rounded) -> Rounded:
     """−exp(score − logsumexp(scores)), torch's backward of logsumexp, score = d_min − d."""
     with np.errstate(all="ignore"):
         gap = gap_to_smallest(energies)
-        total = at_least_one(sum_in_any_order(gap.rising("exp", np.exp, lambda y: y)))
+        total = at_least_one(summed(gap.rising("exp", np.exp, lambda y: y)))
         partition = total.rising("log", np.log, lambda _: 1.0 / total)
         partition = Rounded(energies.arithmetic, partition.low[..., None], partition.high[..., None])
         return -((gap - partition).rising("exp", np.exp, lambda y: y))
@@ -138,11 +133,11 @@ def _hessian(row: Rows, tally: Tally, arithmetic: Arithmetic, fmt: Format) -> No
         with np.errstate(all="ignore"):
             error = np.maximum(np.abs(bound.low + r), np.abs(bound.high + r))[0]
             # Autograd differentiates softmax: g·r − r·Σ(g·r) with the rounded r, each product and difference rounded
-            # once more; the error of Σ over K terms follows γ.
-            unit = fmt.unit_roundoff
+            # once more; the error of Σ over K terms follows γ. 16 bits are computed in float32 and rounded at the end.
+            unit = arithmetic.fmt.unit_roundoff
             size = np.outer(error, r) + np.outer(r, error) + np.outer(error, error)
             size = size + np.diag(error) + (len(r) + 6) * unit * (np.outer(r + error, r + error) + np.diag(r + error))
-            size = size + 4 * fmt.min_subnormal
+            size = size + 4 * arithmetic.fmt.min_subnormal
         columns = {
             "d_row": np.broadcast_to(energies[:, None], got.shape).ravel(),
             "d_column": np.broadcast_to(energies, got.shape).ravel(),

@@ -20,7 +20,7 @@ from verify.subject import Subject
 NAME = "posterior_mean.lipschitz"
 FORMAT = "float32"  # the numbers that z runs through
 REACH = {"line": 1.0, "box": 2.0}
-PIECES: dict[Profile, int] = {"quick": 8192, "standard": 8192, "deep": 131_072}
+PIECES: dict[Profile, int] = {"quick": 8192, "standard": 16_384, "deep": 131_072}
 
 
 def _cells(subject: Subject, settings: Settings) -> list[Cell]:

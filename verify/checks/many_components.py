@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from implicit_em import log_partition, posterior_mean, responsibilities
 from implicit_em.competition import centered_scores
+from implicit_em.contraction import contract
 from verify.backends import compiled
 from verify.checks.check import Check, numeric_cells
 from verify.checks.competition import log_partition_gradient_budget
@@ -25,6 +26,8 @@ from verify.finding import Cell, Finding
 from verify.formats import WIDE, Format, format_of
 from verify.judge import Tally, cell_seed
 from verify.oracle import Enclosures, pack
+from verify.orders import products_of_ends
+from verify.predicted import Predicted, predicted_arithmetic
 from verify.reductions import (
     compensated_budget,
     log_partition_budget,
@@ -33,6 +36,7 @@ from verify.reductions import (
     responsibilities_of,
     settle,
     sum_in_any_order,
+    summed_in_lanes,
 )
 from verify.rounded import Arithmetic, Rounded, arithmetic_of
 from verify.settings import Settings
@@ -47,8 +51,8 @@ FUNCTIONS = ("log_partition", "responsibilities", "posterior_mean", "gradient", 
 
 @dataclass(frozen=True)
 class Rows:
-    """Energies [row, component], one value and one mixing logit per component; numbers of the format and of the one
-    that it is computed in."""
+    """Energies [row, component], mixing logits [component], and values [component, feature], the first feature of both
+    signs, whose mean cancels, the other positive; numbers of the format, and the logits of what it is computed in."""
 
     energies: NDArray[Any]
     logits: NDArray[Any]
@@ -79,7 +83,8 @@ def rows(fmt: Format, components: int, seed: int) -> Rows:
         energies[-1, rng.random(components) < 0.5] = np.inf
         energies[-1, 0] = 1.0
     logits = fmt.computing.nearest(3 * rng.standard_normal(components))
-    return Rows(fmt.nearest(energies), logits, fmt.nearest(rng.standard_normal(components)))
+    values = fmt.nearest(rng.standard_normal(components))
+    return Rows(fmt.nearest(energies), logits, np.stack([values, np.abs(values)], -1))
 
 
 def _run(subject: Subject, cell: Cell, settings: Settings) -> Finding:
@@ -94,11 +99,12 @@ def _run(subject: Subject, cell: Cell, settings: Settings) -> Finding:
     truth = truths["posterior" if name == "responsibilities" else name]
     with np.errstate(all="ignore"):
         allowed = _budget(name, given, arithmetic, fmt)
+        predicted = _budget(name, given, predicted_arithmetic(cell.dtype), fmt) if cell.backend == "eager" else allowed
     tally = Tally(fmt)
-    low, high = (side.ravel() for side in allowed.ends(got.shape))
+    low, high, *nearer = (side.ravel() for each in (allowed, predicted) for side in each.ends(got.shape))
     place = np.indices(got.shape).reshape(got.ndim, -1)
-    columns = dict(zip(("row", "component"), place, strict=False))
-    tally.judge(columns, got.ravel(), truth.reshaped((got.size,)), low, high)
+    columns = dict(zip(("row", "feature" if name == "posterior_mean" else "component"), place, strict=False))
+    tally.judge(columns, got.ravel(), truth.reshaped((got.size,)), low, high, (nearer[0], nearer[1]))
     return tally.finding(cell)
 
 
@@ -139,27 +145,34 @@ def _budget(name: str, given: Rows, arithmetic: Arithmetic, fmt: Format) -> Roun
     # The weights are rounded to the format before they are summed: what they were stays in the interval.
     low = np.minimum(weights.low, fmt.rounded(weights.low))
     high = np.maximum(weights.high, fmt.rounded(weights.high))
-    return sum_in_any_order(Rounded(arithmetic, low, high) * arithmetic.point(given.values))
+    return _mean(Rounded(arithmetic, low, high), arithmetic.point(given.values))
+
+
+def _mean(weights: Rounded, values: Rounded) -> Rounded:
+    by_feature = Rounded(values.arithmetic, values.low.T, values.high.T)
+    if isinstance(weights.arithmetic, Predicted):
+        return products_of_ends(lambda r, v: contract("...k,...kf->...f", r, v.mT), weights, by_feature)
+    return sum_in_any_order(Rounded(weights.arithmetic, weights.low[:, None], weights.high[:, None]) * by_feature)
 
 
 def _log_softmax(logits: Rounded) -> Rounded:
     """(x − max) − log Σ e^{x − max}."""
     gap = logits - logits.arithmetic.point(logits.high.max(-1))
-    total = sum_in_any_order(gap.rising("exp", np.exp, lambda y: y))
+    total = summed_in_lanes("log_softmax", gap.rising("exp", np.exp, lambda y: y))
     return gap - total.rising("log", np.log, lambda y: y)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=len(COMPONENTS) * len(WIDE))
 def _truths(fmt: Format, components: int, seed: int) -> dict[str, Enclosures]:
     """The definitions in Arb, of numbers that are exact."""
     given = rows(fmt, components, seed)
-    logits, values = given.logits.astype(np.float64).tolist(), given.values.astype(np.float64).tolist()
+    logits, values = given.logits.astype(np.float64).tolist(), given.values.T.astype(np.float64).tolist()
     names = ("log_partition", "posterior", "posterior_mean", "compensated")
     found: dict[str, list[tuple[arb, bool]]] = {name: [] for name in names}
 
     def mean(balls: list[arb]) -> list[arb]:
         weights = responsibilities_of(balls)
-        return [*weights, sum((r * value for r, value in zip(weights, values, strict=True)), arb(0))]
+        return [*weights, *(sum((r * v for r, v in zip(weights, each, strict=True)), arb(0)) for each in values)]
 
     for row in given.energies.astype(np.float64).tolist():
         weighted = [(arb(d), arb(logit)) for d, logit in zip(row, logits, strict=True)]
@@ -172,15 +185,13 @@ def _truths(fmt: Format, components: int, seed: int) -> dict[str, Enclosures]:
             return [log_partition_of(balls)[0] - total]
 
         found["log_partition"] += settle(balls, partition, fmt)
-        *weights, average = settle(balls, mean, fmt)
-        found["posterior"] += weights
-        found["posterior_mean"].append(average)
+        entries = settle(balls, mean, fmt)
+        found["posterior"] += entries[:components]
+        found["posterior_mean"] += entries[components:]
         found["compensated"] += settle(lambda row=row: [arb(d) for d in row], responsibilities_of, fmt)  # type: ignore[misc]
     count = len(given.energies)
-    packed = {
-        name: pack(each, (count,) if name in ("log_partition", "posterior_mean") else (count, components))
-        for name, each in found.items()
-    }
+    shapes = {"log_partition": (count,), "posterior_mean": (count, len(values))}
+    packed = {name: pack(each, shapes.get(name, (count, components))) for name, each in found.items()}
     r = packed["posterior"]
     return packed | {"gradient": Enclosures(-r.mid, -r.tail, r.radius, r.settled)}
 

@@ -16,18 +16,21 @@ from torch import Tensor
 from derivations import LOCATION, Parameter
 from derivations.enclosure import compile_enclosure
 from implicit_em import lifted_energy, log_partition, responsibilities
+from implicit_em.contraction import contract
 from verify.checks.check import Check, numeric_cells
 from verify.finding import Cell, Finding
 from verify.formats import WIDE, Format, format_of
 from verify.judge import Tally, cell_seed
 from verify.oracle import Enclosures, pack
+from verify.orders import products_of_ends
+from verify.predicted import Predicted, predicted_arithmetic
 from verify.reductions import (
     log_partition_budget,
     log_partition_of,
     responsibilities_budget,
     responsibilities_of,
     settle,
-    sum_in_any_order,
+    summed,
 )
 from verify.rounded import Arithmetic, Rounded, arithmetic_of, run
 from verify.settings import Settings
@@ -64,6 +67,9 @@ def _judge(tally: Tally, subject: Subject, lift: str, given: Problem, arithmetic
     energies = energies_of(subject, lift, given, arithmetic.fmt)
     with np.errstate(all="ignore"):
         allowed = _allowed(subject, lift, given, arithmetic)
+        # A handwritten energy may round in another order than the generated one does.
+        written = "energy" in subject.handwritten
+        predicted = allowed if written else _allowed(subject, lift, given, predicted_arithmetic(arithmetic.fmt.name))
     rows = _true_rows(subject, lift, given)
     # A row of +inf only: no component can have produced the point, as `responsibilities` documents.
     keep = np.asarray(~np.isinf(allowed.high).all(-1))
@@ -71,7 +77,7 @@ def _judge(tally: Tally, subject: Subject, lift: str, given: Problem, arithmetic
     kept = [row for row, flag in zip(rows, keep, strict=True) if flag]
     if not kept:
         return
-    allowed = Rounded(arithmetic, allowed.low[keep], allowed.high[keep])
+    allowed, predicted = (Rounded(each.arithmetic, each.low[keep], each.high[keep]) for each in (allowed, predicted))
     numbers = np.nonzero(keep)[0]
     shape = (len(kept), energies.shape[-1])
     place = {
@@ -86,8 +92,8 @@ def _judge(tally: Tally, subject: Subject, lift: str, given: Problem, arithmetic
         got = function(energies[torch.from_numpy(keep)]).numpy().ravel()
         truth = pack([value for row in kept for value in settle(row, definition, fmt)], size)
         flat = Enclosures(truth.mid.ravel(), truth.tail.ravel(), truth.radius.ravel(), truth.settled.ravel())
-        ends = budget(allowed)
-        tally.judge(columns, got, flat, ends.low.ravel(), ends.high.ravel())
+        ends, nearer = budget(allowed), budget(predicted)
+        tally.judge(columns, got, flat, ends.low.ravel(), ends.high.ravel(), (nearer.low.ravel(), nearer.high.ravel()))
 
 
 def _parameters(subject: Subject) -> list[Parameter]:
@@ -123,25 +129,45 @@ def _allowed(subject: Subject, lift: str, given: Problem, arithmetic: Arithmetic
     energy = subject.program("energy")
     geometry = subject.kernel.geometry.name
     if geometry == "location" and lift == "sum":
-        return sum_in_any_order(run(energy, [x, mu, *values]))
+        return summed(run(energy, [x, mu, *values]))
     if geometry == "location":
         return run(energy, [_norm(x - mu), arithmetic.constant(0.0), *values])
     if geometry == "direction":
-        return run(energy, [sum_in_any_order(_unit(x) * _unit(mu)), *values])
+        return run(energy, [_cosine(_unit(x), _unit(mu)), *values])
     if geometry == "learned":
         gap = x - mu
         size = np.maximum(np.abs(gap.low), np.abs(gap.high))
         least = np.where((gap.low < 0) & (gap.high > 0), 0, np.minimum(np.abs(gap.low), np.abs(gap.high)))
         return Rounded(arithmetic, least.max(-1), size.max(-1))
     gap = x - mu
-    spread = Rounded(arithmetic, gap.low[..., :, None], gap.high[..., :, None])
-    whitened = sum_in_any_order(spread * arithmetic.point(given.precision_cholesky), axis=-2)
-    square = sum_in_any_order(whitened * whitened)
+    whitened = _whitened(gap, arithmetic.point(given.precision_cholesky))
+    square = summed(whitened * whitened)
     symbols = [symbol.name for symbol in subject.arguments("energy")]
     diagonal = arithmetic.point(np.diagonal(given.precision_cholesky))
-    log_det = sum_in_any_order(diagonal.rising("log", np.log, lambda _: 1.0 / diagonal)) * -2.0
+    log_det = summed(diagonal.rising("log", np.log, lambda _: 1.0 / diagonal)) * -2.0
     available = {"square": square, "log_det": log_det, "log_prior": arithmetic.constant(0.0)}
     return run(energy, [available[name] for name in symbols])
+
+
+def _cosine(x: Rounded, mu: Rounded) -> Rounded:
+    if not isinstance(x.arithmetic, Predicted):
+        return summed(x * mu)
+    points, locations = Rounded(x.arithmetic, x.low[:, 0], x.high[:, 0]), Rounded(x.arithmetic, mu.low[0], mu.high[0])
+    return products_of_ends(lambda one, other: contract("...d,...d->...", one[:, None], other[None]), points, locations)
+
+
+def _whitened(gap: Rounded, factor: Rounded) -> Rounded:
+    arithmetic, shape = gap.arithmetic, gap.low.shape
+    if not isinstance(arithmetic, Predicted):
+        spread = Rounded(arithmetic, gap.low[..., :, None], gap.high[..., :, None])
+        return summed(spread * factor, axis=-2)
+    flat = Rounded(arithmetic, gap.low.reshape(-1, shape[-1]), gap.high.reshape(-1, shape[-1]))
+
+    def product(u: Tensor, columns: Tensor) -> Tensor:
+        return contract("...d,...de->...e", u.reshape(shape), columns.mT).reshape(len(u), -1)
+
+    found = products_of_ends(product, flat, Rounded(arithmetic, factor.low.T, factor.high.T))
+    return Rounded(arithmetic, found.low.reshape(shape), found.high.reshape(shape))
 
 
 def _norm(u: Rounded) -> Rounded:
@@ -150,7 +176,7 @@ def _norm(u: Rounded) -> Rounded:
     safe = Rounded(u.arithmetic, np.where(scale.high == 0, 1, scale.low), np.where(scale.high == 0, 1, scale.high))
     wide = Rounded(u.arithmetic, safe.low[..., None], safe.high[..., None])
     scaled = u / wide
-    total = sum_in_any_order(scaled * scaled)
+    total = summed(scaled * scaled)
     return scale * total.rising("sqrt", np.sqrt, lambda y: y)
 
 
@@ -158,7 +184,7 @@ def _unit(x: Rounded) -> Rounded:
     scale = _largest(x)
     wide = Rounded(x.arithmetic, scale.low[..., None], scale.high[..., None])
     scaled = x / wide
-    length = sum_in_any_order(scaled * scaled).rising("sqrt", np.sqrt, lambda y: y)
+    length = summed(scaled * scaled).rising("sqrt", np.sqrt, lambda y: y)
     return scaled / Rounded(x.arithmetic, length.low[..., None], length.high[..., None])
 
 

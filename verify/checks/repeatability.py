@@ -17,6 +17,7 @@ from verify.finding import Cell, Finding
 from verify.formats import format_of, spacing
 from verify.judge import cell_seed, point
 from verify.oracle import Long
+from verify.predicted import predicted_arithmetic
 from verify.rounded import arithmetic_of, run
 from verify.settings import Settings
 from verify.strategies import Batch, batches, explore
@@ -102,12 +103,15 @@ def _run(subject: Subject, cell: Cell, settings: Settings) -> Finding:
     fmt = format_of(cell.dtype)
     function, program = subject.generated(cell.function, cell.backend), subject.program(cell.function)
     arithmetic = arithmetic_of(cell.dtype, cell.device, cell.backend)
+    if cell.backend == "eager":
+        arithmetic = predicted_arithmetic(cell.dtype)
     variants = _VARIANTS if cell.backend == "eager" else _CONTIGUOUS
-    cases, apart, allowed_there, where, what = 0, 0.0, 0.0, None, ""
+    cases, apart, what = 0, 0.0, ""
+    closest, measured, allowed_there, where = 0.0, 0.0, None, None
     failed: tuple[dict[str, str], str] | None = None
 
     def visit(batch: Batch) -> None:
-        nonlocal cases, apart, allowed_there, where, what, failed
+        nonlocal cases, apart, what, closest, measured, allowed_there, where, failed
         columns = [column.contiguous().flatten() for column in batch.tensors("contiguous")]
         once: Long = fmt.array(function(*columns)).astype(np.longdouble)
         points = [arithmetic.point(column) for column in batch.columns.values()]
@@ -126,23 +130,25 @@ def _run(subject: Subject, cell: Cell, settings: Settings) -> Finding:
                 distance = np.abs(again - once) / spacing(once, fmt)
             same = (again == once) | (np.isnan(again) & np.isnan(once))
             distance = np.where(same, 0, np.where(np.isnan(distance), np.inf, distance))
-            index = int(np.argmax(distance))
-            if distance[index] > apart:
-                apart, allowed_there = float(distance[index]), float(room[index])
-                where, what = point(batch.columns, index), name
+            if distance.max() > apart:
+                apart, what = float(distance.max()), name
+            with np.errstate(invalid="ignore"):
+                share = np.where(np.isinf(room), 0, distance / room)
+            index = int(np.argmax(share))
+            if share[index] > closest:
+                closest, measured = float(share[index]), float(distance[index])
+                allowed_there, where = float(room[index]), point(batch.columns, index)
             if failed is None and (distance > room).any():
                 failed = point(batch.columns, int(np.argmax(distance > room))), name
 
     explore(batches(subject.arguments(cell.function), fmt, POINTS), visit, cell_seed(cell, settings.seed), EXAMPLES)
     if failed:
         reason = f"{failed[1]}: results lie further apart than two correct ones can"
-        return Finding(cell, "failed", "sampled", cases, apart, allowed_there, apart, "ulp", failed[0], reason)
+        return Finding(cell, "failed", "sampled", cases, measured, allowed_there, apart, "ulp", failed[0], reason)
     reason = "the same bits in every arrangement"
     if apart:
         reason = f"not the same bits: up to {apart:.3g} ulp apart ({what})"
-    return Finding(
-        cell, "passed", "sampled", cases, apart, allowed_there if apart else None, apart, "ulp", where, reason
-    )
+    return Finding(cell, "passed", "sampled", cases, measured, allowed_there, apart, "ulp", where, reason)
 
 
 CHECKS = (Check(NAME, "the same number gives the same bits in 20 arrangements, or the distance is said", _cells, _run),)

@@ -1,9 +1,9 @@
 """What a step of EM may err: the mixed budget of `verify.mixed`, for a map of many numbers.
 
-It grants `ULPS` units of roundoff in every input, relative to the largest of its kind, what those move each result by
-to first order, and `ULPS` units of roundoff in the result. Inputs are of one kind where an algorithm adds and subtracts
-them: samples and means of one feature; the entries of one covariance, whose factorisation errs in units of √(Σ_ii Σ_jj)
-(Demmel 1989). So the budget follows separation, offset and condition, and knows nothing of the algorithm.
+It grants `ROUNDOFFS` units of roundoff in every input, relative to the largest of its kind, what those move each result
+by to first order, and as many in the result. Inputs are of one kind where an algorithm adds and subtracts them: samples
+and means of one feature; the entries of one covariance, whose factorisation errs in units of √(Σ_ii Σ_jj) (Demmel
+1989). So the budget follows separation, offset and condition, and knows nothing of the algorithm.
 
 Three terms are there besides, for what the first order does not see. Logarithms may err absolutely by as much as what
 they are of errs relatively, also next to 0. A covariance is a square: where points coincide its first derivative is 0.
@@ -23,6 +23,8 @@ from verify.formats import Format, spacing
 from verify.mixed import ULPS
 from verify.oracle import Enclosures, Long, pack
 
+ROUNDOFFS = 2 * ULPS  # an ulp is at most two units of roundoff
+
 
 def truth_and_budget(
     given: Problem, fmt: Format, *, covariance_type: str, reg_covar: float, density: Law
@@ -37,9 +39,9 @@ def truth_and_budget(
 
 
 def _beyond_first_order(given: Problem, fmt: Format, covariance_type: str, density: Law) -> Long:
-    """Absolute terms of the budget, in units of roundoff times `ULPS`, one for each result of a step."""
+    """Absolute terms of the budget, in units of roundoff times `ROUNDOFFS`, one for each result of a step."""
     _, components, features = given.shape
-    step = ULPS * fmt.computing.unit_roundoff
+    step = ROUNDOFFS * fmt.computing.unit_roundoff
     square = np.outer(reach(given), reach(given)) * step
     if covariance_type == "spherical":
         square = np.full_like(square, np.trace(square) / features)
@@ -55,14 +57,14 @@ def enclosed_and_budgeted(
 
     Args:
         along: the map, with its derivative along a direction.
-        absolute: what is granted whatever the derivative, in units of roundoff times `ULPS`.
+        absolute: what is granted whatever the derivative, in units of roundoff times `ROUNDOFFS`.
     """
     values = [number[0] for number in along(None)]
     moved = np.zeros(len(values), np.longdouble)
     for direction in directions(given):
         moved += np.abs(np.array([np.longdouble(float(number[1].mid())) for number in along(direction)]))
     truth = pack([(value, value.is_finite()) for value in values], (len(values),))
-    allowed = ULPS * fmt.computing.unit_roundoff * (moved + np.abs(truth.mid) + absolute) + fmt.min_normal
+    allowed = ROUNDOFFS * fmt.computing.unit_roundoff * (moved + np.abs(truth.mid) + absolute) + fmt.min_normal
     truth = replace(truth, settled=truth.settled & (truth.radius <= allowed / 16))
     ulps = (allowed + truth.radius) / spacing(truth.mid, fmt)
     # 16 bits are computed in float32 and rounded once more.
