@@ -16,7 +16,9 @@ constexpr int64_t VECTORS = 4;                       // registers of samples at 
 constexpr int64_t GROUP = VECTORS * LANES;           // samples in them
 constexpr int64_t ROWS = SHAPE == FEATURES ? 1 : 4;  // components at a time: what they keep has to stay in registers
 constexpr int64_t WIDTH = 2;                         // features at a time, of gradients
+constexpr int64_t BLOCK = 8;                         // features in one partial sum
 constexpr int64_t CHUNK = 32;                        // components between two rescalings, and in one partial sum
+constexpr int64_t STRANDS = 4;                       // sums of a chunk's exponentials, side by side
 constexpr int64_t TILE_BYTES = 1 << 16;              // of samples: what stays in the cache while components pass
 constexpr int64_t LONGEST_TILE = 512;
 static_assert(LONGEST_TILE % GROUP == 0);
@@ -72,26 +74,33 @@ inline void gather(const Problem& problem, const T* tile, int64_t width, int64_t
   const int64_t D = problem.n_features;
   for (int64_t i = 0; i < Rows; ++i)
     for (int64_t j = 0; j < VECTORS; ++j) sums[i][j] = V(0);
-  for (int64_t d = 0; d < D; ++d) {
-    V x[VECTORS];
-    for (int64_t j = 0; j < VECTORS; ++j) x[j] = V::loadu(tile + d * width + j * LANES);
-    for (int64_t i = 0; i < Rows; ++i) {
-      const V mu(problem.mu[(k + i) * D + d]);
-      if (SHAPE == FEATURES) {
-        load_component(problem, k + i, p);
-        load_feature(problem, k + i, d, p);
-      }
-      for (int64_t j = 0; j < VECTORS; ++j) {
+  for (int64_t first = 0; first < D; first += BLOCK) {
+    V parts[Rows][VECTORS];
+    for (int64_t i = 0; i < Rows; ++i)
+      for (int64_t j = 0; j < VECTORS; ++j) parts[i][j] = V(0);
+    for (int64_t d = first; d < std::min(first + BLOCK, D); ++d) {
+      V x[VECTORS];
+      for (int64_t j = 0; j < VECTORS; ++j) x[j] = V::loadu(tile + d * width + j * LANES);
+      for (int64_t i = 0; i < Rows; ++i) {
+        const V mu(problem.mu[(k + i) * D + d]);
         if (SHAPE == FEATURES) {
-          sums[i][j] = sums[i][j] + energy(x[j], mu, p);
-        } else if (SHAPE == SQUARE) {
-          const V u = x[j] - mu;
-          sums[i][j] = at::vec::fmadd(u, u, sums[i][j]);
-        } else {
-          sums[i][j] = at::vec::fmadd(x[j], mu, sums[i][j]);
+          load_component(problem, k + i, p);
+          load_feature(problem, k + i, d, p);
+        }
+        for (int64_t j = 0; j < VECTORS; ++j) {
+          if (SHAPE == FEATURES) {
+            parts[i][j] = parts[i][j] + energy(x[j], mu, p);
+          } else if (SHAPE == SQUARE) {
+            const V u = x[j] - mu;
+            parts[i][j] = at::vec::fmadd(u, u, parts[i][j]);
+          } else {
+            parts[i][j] = at::vec::fmadd(x[j], mu, parts[i][j]);
+          }
         }
       }
     }
+    for (int64_t i = 0; i < Rows; ++i)
+      for (int64_t j = 0; j < VECTORS; ++j) sums[i][j] = sums[i][j] + parts[i][j];
   }
 }
 
@@ -118,6 +127,13 @@ inline void pairs(const Problem& problem, const T* tile, int64_t width, int64_t 
   for (; k < end; ++k) rows_of_pairs<1>(problem, tile, width, k, p, visit);
 }
 
+// sum + lost, exactly but for the rounding of `lost`, after a term is added. Source: Knuth (1969).
+inline void add(V term, V& sum, V& lost) {
+  const V total = sum + term, back = total - sum;
+  lost = lost + ((sum - (total - back)) + (term - back));
+  sum = total;
+}
+
 // L = top + log total, per sample: the largest score and Σ exp(score − top).
 extern "C" void forward(const T* x, const T* mu, const T* log_weights, const T* const* parameters, int64_t n_samples,
                         int64_t n_components, int64_t n_features, int32_t threads, T* top, T* total) {
@@ -131,10 +147,10 @@ extern "C" void forward(const T* x, const T* mu, const T* log_weights, const T* 
 #pragma omp for schedule(static)
     for (int64_t group = 0; group < groups; ++group) {
       load_tile(problem, group * GROUP, GROUP, tile.data());
-      V highest[VECTORS], sum[VECTORS];
+      V highest[VECTORS], sum[VECTORS], lost[VECTORS];
       for (int64_t j = 0; j < VECTORS; ++j) {
         highest[j] = V(-std::numeric_limits<T>::infinity());
-        sum[j] = V(0);
+        sum[j] = lost[j] = V(0);
       }
       for (int64_t first = 0; first < n_components; first += CHUNK) {
         const int64_t end = std::min(first + CHUNK, n_components);
@@ -146,17 +162,22 @@ extern "C" void forward(const T* x, const T* mu, const T* log_weights, const T* 
         });
         for (int64_t j = 0; j < VECTORS; ++j) {
           const V shift = finite(highest[j]);
-          V part(0);
+          V parts[STRANDS];
+          for (int64_t i = 0; i < STRANDS; ++i) parts[i] = V(0);
           for (int64_t k = 0; k < end - first; ++k)
-            part = part + (V::loadu(scores.data() + k * GROUP + j * LANES) - shift).exp();
-          sum[j] = sum[j] * (before[j] - shift).exp() + part;
+            parts[k % STRANDS] =
+                parts[k % STRANDS] + (V::loadu(scores.data() + k * GROUP + j * LANES) - shift).exp();
+          const V factor = (before[j] - shift).exp();
+          sum[j] = sum[j] * factor;
+          lost[j] = lost[j] * factor;
+          add((parts[0] + parts[1]) + (parts[2] + parts[3]), sum[j], lost[j]);
         }
       }
       const int64_t count = std::min(GROUP, n_samples - group * GROUP);
       for (int64_t j = 0; j * LANES < count; ++j) {
         const int64_t there = std::min(LANES, count - j * LANES);
         highest[j].store(top + group * GROUP + j * LANES, there);
-        sum[j].store(total + group * GROUP + j * LANES, there);
+        (sum[j] + lost[j]).store(total + group * GROUP + j * LANES, there);
       }
     }
   }

@@ -17,8 +17,12 @@ from verify.subject import Subject
 
 Budgets = Mapping[str, Rounded]
 
-# Sums over components: partial sums of so many, then the sum of these. A term meets at most the sum of both depths.
+# Sums over features, and over components in gradients: partial sums of so many, then the sum of these. A term takes
+# part in as many additions as both have terms, at most.
+BLOCK = 8
 CHUNK = 32
+# The exponentials of a chunk: so many sums side by side. Sums of chunks carry what rounding takes from them.
+STRANDS = 4
 # Sums over samples: this many at most in the format, the rest in float64.
 LONGEST_TILE = 512
 
@@ -40,21 +44,23 @@ class _Loops:
         }
         self.x, self.mu = arithmetic.point(problem.x[:, None, :]), arithmetic.point(problem.near[None, :, :])
         self.gap = self.x - self.mu
-        features = problem.x.shape[-1]
+        self.over_features = _depth(problem.x.shape[-1], BLOCK)
         if form.shape == "features":
             self.points = [self.x, self.mu]
         elif form.shape == "square":
-            self.points = [self.summed(self.gap * self.gap, -1, features)]
+            self.points = [self.summed(self.gap * self.gap, -1, self.over_features)]
         else:
-            self.points = [self.summed(self.x * self.mu, -1, features)]
+            self.points = [self.summed(self.x * self.mu, -1, self.over_features)]
         count = problem.mu.shape[0]
-        self.over_components = min(count, CHUNK) + -(-count // CHUNK)
+        self.over_components = _depth(count, CHUNK)
+        # The last one is the rounding of what was carried, and of its sum with the rest.
+        self.over_exponentials = _depth(min(count, CHUNK), -(-CHUNK // STRANDS)) + 2
         self.over_samples = min(len(problem.x), LONGEST_TILE) + 1
 
     def values(self) -> Budgets:
         pairs = run(self.form.function, [*self.points, *self.parameters.values()])
         pairs = _at(pairs, (self.gap if self.form.shape == "features" else self.points[0]).low.shape)
-        energies = self.summed(pairs, -1, self.problem.x.shape[-1]) if self.form.shape == "features" else pairs
+        energies = self.summed(pairs, -1, self.over_features) if self.form.shape == "features" else pairs
         impossible = np.broadcast_to(self.problem.impossible, energies.low.shape)
         log_weights = self.arithmetic.point(np.where(impossible, 0, self.problem.log_weights))
         scores = log_weights - energies
@@ -64,7 +70,7 @@ class _Loops:
         gap = scores - _wide(top)
         gap = Rounded(self.arithmetic, gap.low, np.minimum(gap.high, 0))
         weights = _absent(gap.rising("exp", np.exp, lambda y: y), impossible)
-        total = self.summed(self.rescaled(weights), -1, self.over_components)
+        total = self.summed(self.rescaled(weights), -1, self.over_exponentials)
         total = Rounded(self.arithmetic, np.maximum(total.low, 1), total.high)
         share = weights * (self.arithmetic.point(self.problem.towards[:, None]) / _wide(total))
         share = _absent(share, impossible)
@@ -137,6 +143,11 @@ class _Loops:
         gamma = depth * unit / (1 - depth * unit)
         size = np.maximum(np.abs(terms.low), np.abs(terms.high)).sum(axis) * gamma
         return Rounded(self.arithmetic, terms.low.sum(axis) - size, terms.high.sum(axis) + size)
+
+
+def _depth(count: int, block: int) -> int:
+    """Additions that a term takes part in at most, where blocks are summed, and then their sums."""
+    return min(count, block) + -(-count // block)
 
 
 def _at(value: Rounded, shape: tuple[int, ...]) -> Rounded:
