@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from verify.bench.rivals import FUSED, RIVALS, NotRun
 from verify.bench.roofline import Peaks, peaks, work_of
 from verify.bench.room import bounded
 from verify.bench.timing import interleaved, ratio
-from verify.bench.truth import truth_of
+from verify.bench.truth import Truth, truth_of
 from verify.environment import environment, missing
 from verify.finding import INTERRUPTED
 
@@ -44,6 +45,7 @@ def bench(
     rows: list[Row] = []
     machine: Peaks | None = None
     bounds: list[Bound] = []
+    truth = partial(truth_of, gradients="gradient" in passes)
     begun, finished = time.monotonic(), True
     plan = [(case, pass_name) for case in cases for pass_name in passes]
     try:
@@ -53,7 +55,7 @@ def bench(
                 on_progress(f"{case.spec} {case.lift} {','.join(map(str, case.size))}", (index + part) / len(plan))
 
             told(0.0)
-            rows += _rows(case, pass_name, repeats, memory, told)
+            rows += _rows(case, pass_name, truth, repeats, memory, told)
         machine, bounds = _roofline(rows)
     except KeyboardInterrupt:
         finished = False
@@ -72,7 +74,14 @@ def _about(case: Case, repeats: int) -> dict[str, Any]:
     }
 
 
-def _rows(case: Case, pass_name: str, repeats: int, memory: bool, told: Callable[[float], None]) -> list[Row]:
+def _rows(
+    case: Case,
+    pass_name: str,
+    truth: Callable[[Problem], Truth],
+    repeats: int,
+    memory: bool,
+    told: Callable[[float], None],
+) -> list[Row]:
     """One pass of one problem: a row for each of `RIVALS`."""
     if case.device == "cuda" and not torch.cuda.is_available():
         return [Row(case, pass_name, rival, missing("cuda", "compile")) for rival in RIVALS]
@@ -86,7 +95,6 @@ def _rows(case: Case, pass_name: str, repeats: int, memory: bool, told: Callable
                 runs[name], first[name] = _first_run(name, pass_name, given)
         except NotRun as error:
             reasons[name] = str(error)
-    truth = truth_of(given, gradients=pass_name == "gradient")
     rounds = iter(range(1, repeats + 1))
     seconds = interleaved(runs, repeats, case.device, lambda: told(next(rounds) / repeats))
 
@@ -95,8 +103,9 @@ def _rows(case: Case, pass_name: str, repeats: int, memory: bool, told: Callable
             return Row(case, pass_name, name, reasons[name])
         compared = ratio(seconds[name], seconds[FUSED]) if FUSED in seconds else None
         own, why = _peak(case, pass_name, name) if memory else (None, None)
-        errors = truth.errors(first[name])
-        return Row(case, pass_name, name, None, tuple(seconds[name]), compared, errors, truth.basis, own, why)
+        right = truth(given)
+        errors = right.errors(first[name])
+        return Row(case, pass_name, name, None, tuple(seconds[name]), compared, errors, right.basis, own, why)
 
     return [row(name) for name in RIVALS]
 

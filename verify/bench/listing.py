@@ -17,6 +17,7 @@ from verify.report.notation import count, number, plural
 from verify.table import filled
 
 _MEGA, _GIGA = 1e6, 1e9
+_HEADS = {"forward": "L", "gradient": "grad"}
 
 
 def bench_table(bench: Bench) -> Iterator[RenderableType]:
@@ -60,19 +61,27 @@ def _problem(case: Case, rows: Sequence[Row]) -> Iterator[RenderableType]:
 
 def _heads(name: str, memory: bool) -> list[str]:
     errors = ["error\nulp"] if name == "forward" else ["∂x\nulp", "∂μ\nulp"]
-    return [f"{name}\nms", "\n×", *errors, *(["\nMB"] if memory else [])]
+    return [f"{_HEADS[name]}\nms", "\n×", *errors, *(["\nMB"] if memory else [])]
 
 
 def _cells(row: Row, rows: Sequence[Row], memory: bool) -> list[Text]:
     errors = 1 if row.pass_name == "forward" else 2
     if row.median is None:
         return [Text("–", style="dim")] * (2 + errors + memory)
-    shown = [Text(number(1e3 * row.median)), Text("" if row.ratio is None else f"{row.ratio:.2f}")]
+    shown = [Text(number(1e3 * row.median)), Text("" if row.ratio is None else _ratio(row.ratio))]
     if row.judged:
         shown += [Text(number(error) + mark) for error, mark in zip(row.judged, _marks(row, rows), strict=True)]
     else:
         shown += [Text("–", style="dim")] * errors
-    return [*shown, *([Text("–" if row.peak is None else f"{row.peak / _MEGA:.1f}")] if memory else [])]
+    return [*shown, *([Text("–" if row.peak is None else _megabytes(row.peak))] if memory else [])]
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.2f}" if value < 100 else number(value)
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / _MEGA:.1f}" if size < 100 * _MEGA else number(size / _MEGA)
 
 
 def _marks(row: Row, rows: Sequence[Row]) -> list[str]:
@@ -89,7 +98,7 @@ def _roofline(bound: Bound) -> Text:
     special = number(float(sum(work.special.values())))
     needs = f"{number(float(work.multiply_adds))} fma, {special} special, {number(work.bytes / _MEGA)} MB"
     least = f"{number(1e3 * bound.seconds)} ms at least, {bound.reached:.0%} reached"
-    return Text(f"{bound.pass_name:9}{least} ({needs})", style="dim")
+    return Text(f"{_HEADS[bound.pass_name]:5}{least} ({needs})", style="dim")
 
 
 def _legend(bench: Bench) -> Iterator[str]:
@@ -97,7 +106,7 @@ def _legend(bench: Bench) -> Iterator[str]:
     yield "×: how many times longer than the fused path, median over rounds in turns"
     yield "ulp: the largest error of L; of a gradient, in ulps of its row's largest entry"
     yield "✓: no rival's is smaller; !: one is"
-    yield "gradient: L and its gradients in x and μ, in one pass"
+    yield "grad: L and its gradients in x and μ, in one pass"
     if any(row.peak is not None for row in bench.rows):
         yield "MB: the peak besides inputs and results, each in a process of its own"
     if bench.peaks:

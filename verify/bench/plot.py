@@ -50,7 +50,7 @@ def write_plot(bench: Bench, path: Path) -> Path:
 def _draw(panel: Axes, rows: Sequence[Row], cases: Sequence[Case]) -> None:
     rivals = [name for name in RIVALS if name != FUSED]
     width = _HEIGHT / len(rivals)
-    for place, (rival, colour) in enumerate(zip(rivals, _COLOURS, strict=True)):
+    for place, (rival, colour) in enumerate(zip(rivals, _COLOURS, strict=False)):
         own = [row for row in rows if row.rival == rival]
         offset = (place - (len(rivals) - 1) / 2) * width
         ratios = {row.case: row.ratio for row in own if row.ratio is not None}

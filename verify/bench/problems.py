@@ -54,7 +54,7 @@ class Case:
         return format_of(self.dtype)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Problem:
     """Samples drawn around the locations, every parameter at its default.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import reduce
+from functools import lru_cache, reduce
 from operator import add
 from typing import Any
 
@@ -83,6 +83,7 @@ class Truth:
         return _largest((got.double() - right).abs().numpy() / spacing(size, self.problem.case.fmt))
 
 
+@lru_cache(maxsize=1)
 def truth_of(problem: Problem, *, gradients: bool) -> Truth:
     """The right results, at a sample that depends on the seed."""
     case = problem.case
