@@ -201,7 +201,15 @@ def full(memory: bool) -> Bench:
         for name in ("forward", "gradient")
     ]
     rows = [replace(row, peak=12_345_678_901 if memory else None) for row in rows]
-    about = {"seed": 0, "threads": 64, "repeats": 7, "torch": "2.13.0+cpu", "pykeops": "2.3", "cpu": "a processor"}
+    about: dict[str, Any] = {
+        "seed": 0,
+        "threads": 64,
+        "repeats": 7,
+        "torch": "2.13.0+cpu",
+        "pykeops": "2.3",
+        "cpu": "a processor",
+    }
+    about["keops_flags"] = "-march=native -ffast-math"
     return Bench(about | {"reproduce": "implicit-em bench" + " --size 1000000,65536,1024" * 4}, rows, None, [])
 
 
@@ -272,6 +280,17 @@ def test_a_mistake_is_one_line(arguments: str, capsys: pytest.CaptureFixture[str
     assert error.startswith("implicit-em: ")
     assert error.count("\n") == 1
     assert MISTAKES[arguments] in error
+
+
+def test_subnormal_numbers_are_kept_whatever_a_rival_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    def flushing(given: Any) -> Function:
+        torch.set_flush_denormal(True)
+        return plain(given)
+
+    monkeypatch.setitem(RIVALS, "KeOps", flushing)  # type: ignore[arg-type]
+    command._first_run("KeOps", "forward", problem(GAUSSIAN))
+    smallest = torch.tensor(torch.finfo(torch.float32).smallest_normal)
+    assert smallest / 2 > 0
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from verify.bench.lazy import is_installed
+from verify.bench.lazy import flags, is_installed
 from verify.bench.memory import peak
 from verify.bench.passes import Results, run_of
 from verify.bench.problems import PASSES, Case, Problem, problem
@@ -67,6 +67,7 @@ def bench(
 
 def _about(case: Case, repeats: int) -> dict[str, Any]:
     return environment() | {
+        "keops_flags": flags(),
         "pykeops": importlib.metadata.version("pykeops") if is_installed() else "not installed",
         "seed": case.seed,
         "threads": torch.get_num_threads(),
@@ -112,7 +113,10 @@ def _rows(
 
 def _first_run(name: str, pass_name: str, given: Problem) -> tuple[Callable[[], Results], Results]:
     run = run_of(pass_name, RIVALS[name](given), given)
-    return run, run()
+    results = run()
+    # Code compiled with -ffast-math, as KeOps' is, has the thread that loads it flush subnormal numbers from then on.
+    torch.set_flush_denormal(False)
+    return run, results
 
 
 def _peak(case: Case, pass_name: str, name: str) -> tuple[int | None, str | None]:

@@ -58,7 +58,7 @@ def formula_of(problem: Problem) -> Formula:
     if kernel.geometry.name == "direction":
         (cosine,) = kernel.geometry.coordinates
         return Formula("dot", cosine, energy)
-    volume = invariants.log_det(problem.options["precision_cholesky"].double()).item()
+    volume = invariants.log_det(problem.options["precision_cholesky"]).item()
     return Formula(
         "square", distance_squared, energy.subs({log_det: Float(volume), log_prior: 0, square: distance_squared})
     )

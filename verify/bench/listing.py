@@ -13,6 +13,7 @@ from rich.text import Text
 from verify.bench.problems import Case
 from verify.bench.results import Bench, Bound, Row
 from verify.bench.rivals import FUSED
+from verify.bench.roofline import Peaks
 from verify.report.notation import count, number, plural
 from verify.table import filled
 
@@ -27,6 +28,8 @@ def bench_table(bench: Bench) -> Iterator[RenderableType]:
         yield from (_roofline(bound) for bound in bench.bounds if bound.case == case)
         yield ""
     yield from (Text(f"  {line}", style="dim") for line in _legend(bench))
+    if bench.peaks:
+        yield from filled(_peaks(bench.peaks), separator=", ", style="dim")
     yield from filled(re.split(r" (?=--)", bench.environment["reproduce"]), broken=" \\", indent="    ", style="cyan")
     yield ""
     yield from _verdict(bench)
@@ -40,6 +43,10 @@ def title(case: Case) -> str:
 
 def _problem(case: Case, rows: Sequence[Row]) -> Iterator[RenderableType]:
     yield Text.assemble((title(case), "bold"), (f"  {case.dtype} {case.device}", "dim"))
+    reasons = {row.reason for row in rows}
+    if len(reasons) == 1 and None not in reasons:
+        yield Text(f"not run: {reasons.pop()}", style="dim")
+        return
     passes = list(dict.fromkeys(row.pass_name for row in rows))
     memory = any(row.peak is not None for row in rows)
     table = Table(Column("", no_wrap=True), box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim")
@@ -77,7 +84,7 @@ def _cells(row: Row, rows: Sequence[Row], memory: bool) -> list[Text]:
 
 
 def _ratio(value: float) -> str:
-    return f"{value:.2f}" if value < 100 else number(value)
+    return f"{value:.2f}" if 0.1 <= value < 100 else f"{value:.2g}" if value < 1 else number(value)
 
 
 def _megabytes(size: int) -> str:
@@ -109,14 +116,16 @@ def _legend(bench: Bench) -> Iterator[str]:
     yield "grad: L and its gradients in x and μ, in one pass"
     if any(row.peak is not None for row in bench.rows):
         yield "MB: the peak besides inputs and results, each in a process of its own"
-    if bench.peaks:
-        own = bench.peaks
-        rates = [f"{name} {number(rate / _GIGA)}" for name, rate in own.special.items()]
-        yield "at least: fma, special functions and MB at peaks seen in this run, 1e9/s:"
-        yield f"  bytes {number(own.bytes / _GIGA)}, fma {number(own.multiply_adds / _GIGA)}, {', '.join(rates)}"
     threads = plural(about["threads"], "thread")
     yield f"seed {about['seed']} · {threads} · {plural(about['repeats'], 'round')} · torch {about['torch']}"
-    yield f"pykeops {about['pykeops']} · {about['cpu']}"
+    yield about["cpu"]
+    yield f"pykeops {about['pykeops']}, with {about['keops_flags']}"
+
+
+def _peaks(peaks: Peaks) -> list[str]:
+    rates = {"copied GB": peaks.bytes, "fma": peaks.multiply_adds, **peaks.special}
+    said = [f"{name} {number(rate / _GIGA)}" for name, rate in rates.items()]
+    return [f"at least: at peaks seen in this run, 1e9/s: {said[0]}", *said[1:]]
 
 
 def _verdict(bench: Bench) -> Iterator[Text]:

@@ -116,8 +116,8 @@ def problem(case: Case) -> Problem:
     x = mu[torch.randint(components, (samples,), generator=generator)] + normal(samples, features)
     logits, options = normal(components), {}
     if subject.kernel.geometry.name == "quadratic":
-        factor = torch.eye(features, dtype=torch.float64) + normal(features, features).tril(-1) / features
-        options["precision_cholesky"] = factor
+        scales = (normal(features) / 2).exp()
+        options["precision_cholesky"] = (normal(features, features) / features).tril(-1) + scales.diag()
     x, mu, logits = (part.to(dtype).to(case.device) for part in (x, mu, logits))
     return Problem(
         case, subject, x, mu, logits, {name: part.to(dtype).to(case.device) for name, part in options.items()}
