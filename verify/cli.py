@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from verify.settings import PROFILES, Settings
 
 if TYPE_CHECKING:
+    from verify.bench import Size
     from verify.finding import Finding, Report
     from verify.journal import Journal
 
@@ -155,6 +156,12 @@ def _devices() -> Iterable[str]:
     from verify.environment import DEVICES
 
     return DEVICES
+
+
+def _lifts() -> Iterable[str]:
+    from verify.bench import LIFTS
+
+    return LIFTS
 
 
 def _backends() -> Iterable[str]:
@@ -572,6 +579,92 @@ def audit(target: str, seed: int, picture: Path | None, json_path: Path | None) 
     _write_json(found.as_dict(), json_path)
     if picture is not None:
         _write(audit_picture(found), picture)
+
+
+@commands.command(
+    short_help="Time the fused log-partition beside others.",
+    epilog="Example: implicit-em bench gaussian --size 5000,64,8 --pass forward --repeats 3",
+)
+@click.argument("specs", nargs=-1, metavar="[KERNEL|FILE.py]...")
+@click.option("--size", "sizes", multiple=True, metavar="N,K,D", help="Samples, components, features; repeatable.")
+@_names_option("--lift", _lifts, "radial, sum or own; every one that a kernel has by default.", metavar="LIFT")
+@click.option(
+    "--pass",
+    "which",
+    type=click.Choice(["forward", "both"]),
+    default="both",
+    show_default=True,
+    help="L alone, or also L with its gradients in x and mu.",
+)
+@click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--repeats", type=click.IntRange(min=1), default=7, show_default=True, help="Rounds in turns.")
+@click.option("--memory", is_flag=True, help="Also the peak memory, each in a process of its own.")
+@click.option("--plot", type=_FILE, metavar="FILE.svg|png", help="Draw the ratios.")
+@seed_option
+@json_option
+def bench(
+    specs: Sequence[str],
+    sizes: Sequence[str],
+    lift: tuple[str, ...],
+    which: str,
+    dtype: str,
+    device: str,
+    repeats: int,
+    memory: bool,
+    plot: Path | None,
+    seed: int,
+    json_path: Path | None,
+) -> int:
+    """Time mixture_log_partition beside torch.compile, eager torch and KeOps of the plain formula, in one run.
+
+    On the same data, in turns: times as ratios to the fused path, and beside each the largest error. Then what the
+    problem needs at least, at the peaks that this machine shows in the same run. Without a kernel it takes every
+    built-in one that can be fused. What cannot run is shown as not run. Exits with 0 whatever is the fastest.
+    """
+    from verify.bench import PASSES, bench_table, cases, write_plot
+    from verify.bench import bench as run_bench
+
+    _check_plot(plot)
+    plan = cases(specs, lift, [_size(text) for text in sizes], dtype=dtype, device=device, seed=seed)
+    for path in filter(None, (json_path, plot)):
+        path.parent.mkdir(parents=True, exist_ok=True)  # better refused now than after the run
+    passes = PASSES if which == "both" else (which,)
+    words = ["implicit-em", "bench", *specs, *(word for text in sizes for word in ("--size", text))]
+    words += [*(["--lift", ",".join(lift)] if lift else []), "--pass", which, "--dtype", dtype, "--device", device]
+    words += ["--repeats", str(repeats), "--seed", str(seed), *(["--memory"] if memory else [])]
+    with _fraction("timing") as advance:
+        found, finished = run_bench(
+            plan, passes, repeats=repeats, memory=memory, reproduce=shlex.join(words), on_progress=advance
+        )
+    _print(*bench_table(found))
+    _write_json(found.as_dict(), json_path)
+    if plot is not None:
+        _print(f"wrote {write_plot(found, plot)}")
+    if not finished:
+        click.echo("implicit-em: interrupted: what was finished is shown", err=True)
+        return INTERRUPTED
+    return HELD
+
+
+def _size(text: str) -> Size:
+    from verify.bench import Size
+
+    parts = text.split(",")
+    if len(parts) != len(Size._fields) or not all(part.strip().isdecimal() and int(part) for part in parts):
+        raise click.UsageError(f"--size {text}: expected N,K,D, three positive whole numbers")
+    return Size(*map(int, parts))
+
+
+def _check_plot(path: Path | None) -> None:
+    from verify.bench import SUFFIXES, can_plot
+
+    if path is None:
+        return
+    if path.suffix not in SUFFIXES:
+        raise click.UsageError(f"--plot {path}: expected a file that ends in {' or '.join(SUFFIXES)}")
+    if not can_plot():
+        raise click.UsageError("--plot: Matplotlib is not installed: expected the extra implicit-em[plots]")
 
 
 @commands.command(

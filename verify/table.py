@@ -134,23 +134,23 @@ def describe(finding: Finding) -> Iterator[RenderableType]:
         (f"  {place(cell)}", "dim"),
     )
     if finding.reason:
-        yield from _lines(finding.reason.split(" "))
+        yield from filled(finding.reason.split(" "))
     if finding.measured is not None:
         excess = ratio(finding) or 0.0
         times = f"  ({number(excess)} times its budget)" if 1 < excess < float("inf") else ""
-        yield from _lines([evidence(finding) + times])
+        yield from filled([evidence(finding) + times])
     if finding.worst:
         first, *rest = worst_input(finding)
-        yield from _lines([f"at {first}", *rest], separator=", ")
+        yield from filled([f"at {first}", *rest], separator=", ")
         if finding.status == "failed" and outcome(finding):
-            yield from _lines(outcome(finding).split(", "), separator=", ")
+            yield from filled(outcome(finding).split(", "), separator=", ")
     if finding.cases:
-        yield from _lines([rests_on(finding)], style="dim")
+        yield from filled([rests_on(finding)], style="dim")
     # Continued with backslashes, so that it can be copied whole; an option stays with its value.
-    yield from _lines(re.split(r" (?=--)", finding.reproduce), broken=" \\", indent="    ", style="cyan")
+    yield from filled(re.split(r" (?=--)", finding.reproduce), broken=" \\", indent="    ", style="cyan")
 
 
-def _lines(
+def filled(
     units: Sequence[str], separator: str = " ", broken: str | None = None, indent: str = "  ", style: str = ""
 ) -> Iterator[Text]:
     """Units filled into lines; none is torn unless it is longer than a line.
@@ -175,7 +175,7 @@ def _skipped(report: Report) -> Iterator[RenderableType]:
     skipped = [finding for finding in report.findings if finding.status == "not_run"]
     for reason, findings in grouped(skipped, lambda finding: finding.reason or "").items():
         yield ""
-        yield from _lines(f"– {plural(len(findings), 'cell')} not run: {reason}".split(" "))
+        yield from filled(f"– {plural(len(findings), 'cell')} not run: {reason}".split(" "))
 
 
 def _verdict(report: Report) -> Text:
@@ -194,7 +194,7 @@ def _rests_on(report: Report) -> Iterator[Text]:
         said.append(plural(failures, WORDS["expected_failure"]))
     if skipped := total.count("not_run"):
         said.append(f"{amount(skipped)} {WORDS['not_run']}")
-    yield from _lines(said or ["nothing passed"], separator=" · ")
+    yield from filled(said or ["nothing passed"], separator=" · ")
 
 
 def _run(report: Report) -> Text:
