@@ -243,7 +243,7 @@ def test_what_is_not_elementwise_is_refused() -> None:
 Old, New = str, str
 # Each makes loops that are wrong; with the kernel, lift and check's quantity that has to see it.
 FAULTS: list[tuple[str, Old, New, str, str]] = [
-    ("no rescaling", "sum[j] * (before[j] - shift).exp() + part", "sum[j] + part", "gaussian", "radial/log_partition"),
+    ("no rescaling", "sum[j] = sum[j] * factor;", "", "gaussian", "radial/log_partition"),
     ("no log weights", "visit(k + i, j, sums[i][j], log_weight - d, p)", "visit(k + i, j, sums[i][j], d.neg(), p)",
      "laplace", "radial/log_partition"),
     ("the last component missing", "for (; k < end; ++k) rows_of_pairs<1>",

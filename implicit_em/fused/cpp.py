@@ -20,12 +20,12 @@ _TEXT: Mapping[str, str] = {
     "ge": "{0} >= {1}",
     "gt": "{0} > {1}",
     "hypot": "{0}.hypot({1})",
-    "isinf": "{0}.abs() == Vector(std::numeric_limits<T>::infinity())",
+    "isinf": "{0}.abs() == V(std::numeric_limits<T>::infinity())",
     "le": "{0} <= {1}",
     "log": "{0}.log()",
     "log1p": "{0}.log1p()",
     "logical_and": "{0} & {1}",
-    "logical_not": "{0} == Vector(0)",
+    "logical_not": "{0} == V(0)",
     "logical_or": "{0} | {1}",
     "lt": "{0} < {1}",
     "maximum": "at::vec::maximum({0}, {1})",
@@ -34,30 +34,26 @@ _TEXT: Mapping[str, str] = {
     "ne": "{0} != {1}",
     "neg": "{0}.neg()",
     "pow": "{0}.pow({1})",
-    "reciprocal": "Vector(1) / {0}",
-    "rsqrt": "Vector(1) / {0}.sqrt()",
-    "sigmoid": "Vector(1) / (Vector(1) + {0}.neg().exp())",
-    "sign": "Vector::blendv(Vector::blendv(Vector(0), Vector(1), {0} > Vector(0)), Vector(-1), {0} < Vector(0))",
+    "reciprocal": "V(1) / {0}",
+    "rsqrt": "V(1) / {0}.sqrt()",
+    "sigmoid": "V(1) / (V(1) + {0}.neg().exp())",
+    "sign": "V::blendv(V::blendv(V(0), V(1), {0} > V(0)), V(-1), {0} < V(0))",
     "sinh": "{0}.sinh()",
     "sqrt": "{0}.sqrt()",
     "sub": "{0} - {1}",
     "tanh": "{0}.tanh()",
-    "where": "Vector::blendv({2}, {1}, {0})",
+    "where": "V::blendv({2}, {1}, {0})",
 }
 
 
 def statements(program: Program) -> list[str]:
     """The program's lines; its arguments are names in scope."""
     return [
-        f"const Vector {statement.target} = {_TEXT[statement.operation].format(*map(operand, statement.operands))};"
+        f"const V {statement.target} = {_TEXT[statement.operation].format(*map(operand, statement.operands))};"
         for statement in program.statements
     ]
 
 
 def operand(value: Operand) -> str:
     """A name, or a number in the format's own precision."""
-    return (
-        value
-        if isinstance(value, str)
-        else f"Vector(T({value!r}))".replace("inf", "std::numeric_limits<T>::infinity()")
-    )
+    return value if isinstance(value, str) else f"V(T({value!r}))".replace("inf", "std::numeric_limits<T>::infinity()")

@@ -98,15 +98,7 @@ def backward(
 def source(form: Form, axes: Sequence[int], dtype: torch.dtype) -> str:
     """The C++ text for a form whose parameters have so many axes."""
     points, difference = (("q", "mu"), ("q - mu",)) if form.shape == "features" else (("q",), ("q",))
-    head = [
-        "#include <algorithm>",
-        "#include <cmath>",
-        "#include <cstdint>",
-        "#include <limits>",
-        "#include <vector>",
-        f"#include <{_HEADER}>",
-        f"using T = {_C_TYPES[dtype]};",
-        "using Vector = at::vec::Vectorized<T>;",
+    own = [
         "enum Shape { FEATURES, SQUARE, DOT };",
         "enum Axes { SCALAR, COMPONENT, FEATURE };",
         f"constexpr Shape SHAPE = {form.shape.upper()};",
@@ -114,26 +106,38 @@ def source(form: Form, axes: Sequence[int], dtype: torch.dtype) -> str:
         f"constexpr Axes AXES[] = {{{', '.join([*(AXES[count] for count in axes), 'SCALAR'])}}};",
         _function("energy", form.energy, points),
         _function("slope", form.slope, difference),
-        _function("parameter_slopes", form.parameter_slopes, points, ", Vector* out"),
+        _function("parameter_slopes", form.parameter_slopes, points, ", V* out"),
     ]
-    return "\n".join(head) + "\n\n" + template()
+    return "\n".join([vectors(dtype), *own, template()])
+
+
+def vectors(dtype: torch.dtype) -> str:
+    """What all fused C++ begins with."""
+    headers = ("algorithm", "cmath", "cstdint", "limits", "vector", _HEADER)
+    included = [f"#include <{header}>" for header in headers]
+    return "\n".join([*included, f"using T = {_C_TYPES[dtype]};", text("vectors.cpp")])
 
 
 def template() -> str:
     """The loops, the same for all kernels."""
-    return files("implicit_em.fused").joinpath("template.cpp").read_text(encoding="utf-8")
+    return text("template.cpp")
+
+
+def text(name: str) -> str:
+    """A file of this package."""
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
 def _function(name: str, program: Program, points: Sequence[str], results: str = "") -> str:
     """A C++ function of (q, mu, p), the program's first arguments being `points`, the others entries of p."""
     values = [*points, *(f"p[{index}]" for index in range(len(program.arguments) - len(points)))]
-    lines = [f"const Vector {name} = {value};" for name, value in zip(program.arguments, values, strict=True)]
+    lines = [f"const V {name} = {value};" for name, value in zip(program.arguments, values, strict=True)]
     lines += statements(program)
     if results:
         lines += [f"out[{i}] = {operand(result)};" for i, result in enumerate(program.results)]
     else:
         lines += [f"return {operand(program.results[0])};"]
-    start = f"inline {'void' if results else 'Vector'} {name}(Vector q, Vector mu, const Vector* p{results}) {{"
+    start = f"inline {'void' if results else 'V'} {name}(V q, V mu, const V* p{results}) {{"
     return "\n".join([start, *(f"  {line}" for line in lines), "}"])
 
 
@@ -142,7 +146,7 @@ def _library(form: Form, axes: tuple[int, ...], dtype: torch.dtype) -> ctypes.CD
     return compiled(source(form, axes, dtype))
 
 
-def compiled(text: str) -> ctypes.CDLL:
+def compiled(code: str) -> ctypes.CDLL:
     """C++ that was compiled once for this machine, in seconds, and is kept in Inductor's cache."""
     from torch._inductor.codecache import CppCodeCache  # brings SymPy, which importing this package does without
 
@@ -153,7 +157,7 @@ def compiled(text: str) -> ctypes.CDLL:
         def _get_uncompiled_header(cls, device: str) -> str:
             return _HEADER
 
-    library: ctypes.CDLL = Precompiled.load(text)
+    library: ctypes.CDLL = Precompiled.load(code)
     return library
 
 

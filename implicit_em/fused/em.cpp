@@ -1,6 +1,8 @@
 // An EM step of a Gaussian mixture: what its M-step needs, in two passes over the samples.
 //
-// Stands after `template.cpp`, whose vectors, tiles and segments it uses. P is lower triangular with PPᵀ = Σ⁻¹.
+// Stands after `vectors.cpp`. P is lower triangular with PPᵀ = Σ⁻¹.
+
+constexpr int64_t SIDE = 4;  // rows and columns of a scatter matrix at a time
 
 struct Mixture {
   const T* x;            // [N, D]
@@ -63,8 +65,7 @@ inline void whitened_squares(const T* gaps, int64_t width, const T* factor, int6
 // log π_k p_k(x) for a tile.
 inline void score_tile(const Mixture& m, int64_t start, Workplace& w) {
   const int64_t D = m.n_features;
-  const Problem samples{m.x, m.mu, m.log_weights, nullptr, m.n_samples, m.n_components, D};
-  load_tile(samples, start, w.width, w.x.data());
+  load_tile(m.x, m.n_samples, D, start, w.width, w.x.data());
   for (int64_t k = 0; k < m.n_components; ++k) {
     differences(w.x.data(), m.mu + k * D, D, w.width, w.gaps.data());
     for (int64_t n = 0; n < w.width; n += GROUP) {
@@ -177,9 +178,9 @@ extern "C" void scatter(const T* x, const T* weights, const T* mu, const T* log_
       differences(w.x.data(), centers + k * D, D, w.width, w.gaps.data());
       const T* r = w.scores.data() + k * w.width;
       double* own = out + (segment * K + k) * D * D;
-      const int64_t whole = D / ROWS * ROWS;
-      for (int64_t d = 0; d < whole; d += ROWS)
-        for (int64_t e = 0; e <= d; e += ROWS) outer_products<ROWS>(r, w.gaps.data(), w.width, d, e, D, own);
+      const int64_t whole = D / SIDE * SIDE;
+      for (int64_t d = 0; d < whole; d += SIDE)
+        for (int64_t e = 0; e <= d; e += SIDE) outer_products<SIDE>(r, w.gaps.data(), w.width, d, e, D, own);
       for (int64_t d = whole; d < D; ++d)
         for (int64_t e = 0; e <= d; ++e) outer_products<1>(r, w.gaps.data(), w.width, d, e, D, own);
     }

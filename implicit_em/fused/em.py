@@ -5,15 +5,12 @@ from __future__ import annotations
 import ctypes
 import math
 from functools import cache
-from importlib.resources import files
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from implicit_em.fused import cpu
-from implicit_em.fused.form import form_of
-from implicit_em.kernels import kernel
 
 
 class Pass:
@@ -69,5 +66,4 @@ class Pass:
 
 @cache
 def _library(dtype: torch.dtype) -> ctypes.CDLL:
-    own = files("implicit_em.fused").joinpath("em.cpp").read_text(encoding="utf-8")
-    return cpu.compiled(cpu.source(form_of(kernel("gaussian"), "radial", dtype), (0,), dtype) + own)
+    return cpu.compiled(f"{cpu.vectors(dtype)}\n{cpu.text('em.cpp')}")

@@ -1,7 +1,7 @@
 // Log-partition of N samples over K components, and its gradients, without an N×K matrix.
 //
-// What stands before this text, written by `cpu.py` for one kernel and dtype:
-//   T, SHAPE, N_PARAMETERS, AXES          the number type, how a pair is reduced, which axes parameters have
+// What stands before this text: `vectors.cpp`, and what `cpu.py` writes for one kernel and dtype:
+//   SHAPE, N_PARAMETERS, AXES             how a pair is reduced, and which axes parameters have
 //   energy(q, mu, p)                      the energy of a pair, or of one feature of it where SHAPE is FEATURES
 //   slope(q, mu, p)                       its derivative as the shape wants it, see `Shape`
 //   parameter_slopes(q, mu, p, out)       its derivatives in the parameters
@@ -9,19 +9,11 @@
 // Lanes are samples. So a sum over components or features needs no horizontal step, and components and features may
 // have any number; only sums over samples, for gradients, end with one.
 
-using V = Vector;
-
-constexpr int64_t LANES = V::size();
-constexpr int64_t VECTORS = 4;                       // registers of samples at a time
-constexpr int64_t GROUP = VECTORS * LANES;           // samples in them
 constexpr int64_t ROWS = SHAPE == FEATURES ? 1 : 4;  // components at a time: what they keep has to stay in registers
 constexpr int64_t WIDTH = 2;                         // features at a time, of gradients
 constexpr int64_t BLOCK = 8;                         // features in one partial sum
 constexpr int64_t CHUNK = 32;                        // components between two rescalings, and in one partial sum
 constexpr int64_t STRANDS = 4;                       // sums of a chunk's exponentials, side by side
-constexpr int64_t TILE_BYTES = 1 << 16;              // of samples: what stays in the cache while components pass
-constexpr int64_t LONGEST_TILE = 512;
-static_assert(LONGEST_TILE % GROUP == 0);
 
 using Parameters = V[N_PARAMETERS + 1];
 
@@ -32,11 +24,6 @@ struct Problem {
   const T* const* parameters;
   int64_t n_samples, n_components, n_features;
 };
-
-inline V ignore(V value, V where, V by) { return V::blendv(value, by, where); }
-
-// −∞ as a shift would make NaN of −∞ − (−∞).
-inline V finite(V shift) { return ignore(shift, shift == V(-std::numeric_limits<T>::infinity()), V(0)); }
 
 inline void load_scalars(const Problem& problem, Parameters& p) {
   for (int64_t i = 0; i < N_PARAMETERS; ++i)
@@ -57,14 +44,6 @@ inline void load_feature(const Problem& problem, int64_t k, int64_t d, Parameter
 inline V location(const Problem& problem, int64_t k, int64_t d) {
   const T value = problem.mu[k * problem.n_features + d];
   return V(std::isinf(value) ? T(0) : value);
-}
-
-// Samples [first, first + width) as [feature, sample]; the last sample stands for those that are not there.
-inline void load_tile(const Problem& problem, int64_t first, int64_t width, T* tile) {
-  for (int64_t n = 0; n < width; ++n) {
-    const T* row = problem.x + std::min(first + n, problem.n_samples - 1) * problem.n_features;
-    for (int64_t d = 0; d < problem.n_features; ++d) tile[d * width + n] = row[d];
-  }
 }
 
 // What a pair is reduced to, for `Rows` components from k on and one group of samples.
@@ -146,7 +125,7 @@ extern "C" void forward(const T* x, const T* mu, const T* log_weights, const T* 
     load_scalars(problem, p);
 #pragma omp for schedule(static)
     for (int64_t group = 0; group < groups; ++group) {
-      load_tile(problem, group * GROUP, GROUP, tile.data());
+      load_tile(x, n_samples, n_features, group * GROUP, GROUP, tile.data());
       V highest[VECTORS], sum[VECTORS], lost[VECTORS];
       for (int64_t j = 0; j < VECTORS; ++j) {
         highest[j] = V(-std::numeric_limits<T>::infinity());
@@ -181,14 +160,6 @@ extern "C" void forward(const T* x, const T* mu, const T* log_weights, const T* 
       }
     }
   }
-}
-
-inline double sum_of_lanes(V value) {
-  T lanes[LANES];
-  value.store(lanes);
-  double total = 0;
-  for (int64_t i = 0; i < LANES; ++i) total += lanes[i];
-  return total;
 }
 
 // Sums over samples, of one segment of them: [K, D], [K] and, for each parameter, [K, D] or [K].
@@ -359,7 +330,7 @@ void gradients(const Problem& problem, const T* top, const T* total, const T* gr
                       parameters + segment * N_PARAMETERS * per_parameter};
       for (int64_t t = segment * tiles / segments; t < (segment + 1) * tiles / segments; ++t) {
         const int64_t start = t * width, count = std::min(width, N - start);
-        load_tile(problem, start, width, x.data());
+        load_tile(problem.x, N, D, start, width, x.data());
         for (int64_t n = 0; n < width; ++n) {
           const T shift = top[std::min(start + n, N - 1)];
           highest[n] = std::isinf(shift) ? T(0) : shift;

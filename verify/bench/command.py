@@ -114,7 +114,7 @@ def _rows(
 def _first_run(name: str, pass_name: str, given: Problem) -> tuple[Callable[[], Results], Results]:
     run = run_of(pass_name, RIVALS[name](given), given)
     results = run()
-    # Code compiled with -ffast-math, as KeOps can be, has the thread that loads it flush subnormal numbers from then on.
+    # Code compiled with -ffast-math, as KeOps can be, has its thread flush subnormal numbers from then on.
     torch.set_flush_denormal(False)
     return run, results
 
