@@ -1,0 +1,307 @@
+"""The fused log-partition on a GPU: `template.triton`, compiled by Triton once for a kernel and dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from importlib.util import find_spec
+from string import Template
+from types import ModuleType
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from implicit_em.fused.form import Form
+from implicit_em.fused.program import Program
+from implicit_em.fused.triton_text import operand, scaled, statements
+
+_TYPES = {torch.float32: "tl.float32", torch.float64: "tl.float64"}
+# Programs that keep a GPU busy, and what their partial sums may hold. Sizes alone decide how sums are split, so that
+# equal calls round equally.
+_PROGRAMS = 2048
+_PARTS_BYTES = 64 * 2**20
+
+
+_CHUNK = 16  # features at a time where a pair is a product
+_UNROLL = 4  # features between two jumps back, elsewhere
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Pairs that a program has at a time: `rows` in each thread, `lanes` over threads of so many warps."""
+
+    rows: int
+    lanes: int
+    warps: int
+
+
+# Four lanes in each thread of a warp load 16 bytes at once; more rows than these no longer fit into registers.
+_TILES = {"features": Tile(16, 128, 1), "square": Tile(16, 128, 1), "dot": Tile(64, 128, 4)}
+
+
+def tile_of(form: Form, dtype: torch.dtype, rows: int, lanes: int) -> Tile:
+    """The tile for so many rows and lanes in all: no larger than needed, where its shape is free."""
+    tile = _TILES[form.shape]
+    if form.shape == "dot":
+        return tile
+    most = tile.rows * 4 // dtype.itemsize
+    return Tile(min(most, next_power_of_2(rows)), min(tile.lanes, max(32, next_power_of_2(lanes))), tile.warps)
+
+
+def next_power_of_2(n: int) -> int:
+    """The least power of 2 that is n or more."""
+    return 1 << (n - 1).bit_length()
+
+
+@cache
+def is_available() -> bool:
+    """Whether there are Triton and a GPU that it compiles for."""
+    return find_spec("triton") is not None and torch.cuda.is_available()
+
+
+def forward(
+    form: Form,
+    x: Float[Tensor, "sample feature"],
+    mu: Float[Tensor, "component feature"],
+    log_weights: Float[Tensor, " component"],
+    parameters: Sequence[Tensor],
+) -> tuple[Float[Tensor, " sample"], Float[Tensor, " sample"]]:
+    """The largest score log π_k − d_k of each sample, and Σ_k exp(score − largest).
+
+    Args:
+        form: of the dtype of `x`; all tensors are contiguous, of that dtype, float32 or float64, and on one GPU.
+        parameters: [], [component] or, for the shape features, [component, feature].
+    """
+    n_samples = len(x)
+    if n_samples == 0:
+        return x.new_empty(0), x.new_empty(0)
+    problem = _Problem(form, x, mu, log_weights, parameters)
+    parts = problem.parts("forward", 2)
+    top, total = x.new_empty(2, parts.count, problem.width)
+    problem.launch(parts, top, total)
+    highest = top.amax(0)
+    total = (total * (top - _finite(highest)).exp()).sum(0)
+    return highest[:n_samples], total[:n_samples]
+
+
+def backward(
+    form: Form,
+    x: Float[Tensor, "sample feature"],
+    mu: Float[Tensor, "component feature"],
+    log_weights: Float[Tensor, " component"],
+    parameters: Sequence[Tensor],
+    top: Float[Tensor, " sample"],
+    total: Float[Tensor, " sample"],
+    towards: Float[Tensor, " sample"],
+    *,
+    samples: bool,
+    shares: bool,
+) -> tuple[Tensor | None, Tensor, Tensor, list[Tensor] | None]:
+    """What Σ_n towards_n L_n has as gradient in x, μ, log π and the parameters, each in its own shape.
+
+    Args:
+        top, total: from `forward`.
+        samples, shares: whether the gradient in x, and those in the parameters, are wanted.
+    """
+    if len(x) == 0:
+        own = [torch.zeros_like(each) for each in parameters] if shares else None
+        return torch.zeros_like(x) if samples else None, torch.zeros_like(mu), torch.zeros_like(log_weights), own
+    problem = _Problem(form, x, mu, log_weights, parameters)
+    top, scale = problem.per_sample(_finite(top)), problem.per_sample(towards / total)
+    scale[len(x) :] = 0
+    towards_x = _towards_samples(problem, top, scale) if samples else None
+    return towards_x, *_towards_components(problem, top, scale, shares)
+
+
+def _towards_samples(problem: _Problem, top: Tensor, scale: Tensor) -> Tensor:
+    parts = problem.parts("towards_samples", problem.n_features)
+    out = top.new_zeros(parts.count, problem.n_features, problem.width)
+    problem.launch(parts, top, scale, out)
+    return _joined(out)[:, : problem.n_samples].mT.contiguous()
+
+
+def _towards_components(
+    problem: _Problem, top: Tensor, scale: Tensor, shares: bool
+) -> tuple[Tensor, Tensor, list[Tensor] | None]:
+    n_parameters = len(problem.axes) * shares
+    per_parameter = problem.n_features if problem.form.shape == "features" else 1
+    parts = problem.parts("towards_components", problem.n_features + 1 + n_parameters * per_parameter)
+    towards_mu = top.new_zeros(parts.count, problem.n_features, problem.height)
+    counts = top.new_zeros(parts.count, problem.height)
+    own = top.new_zeros(parts.count, n_parameters, per_parameter, problem.height)
+    problem.launch(parts, top, scale, towards_mu, counts, own, WITH_PARAMETERS=shares)
+    there = slice(problem.n_components)
+    found = None
+    if shares:
+        found = [_own(share[:, there], count) for share, count in zip(_joined(own), problem.axes, strict=True)]
+    return _joined(towards_mu)[:, there].mT.contiguous(), _joined(counts)[there], found
+
+
+def _own(share: Float[Tensor, "feature component"], axes: int) -> Tensor:
+    """Summed over the axes that a parameter does not have."""
+    if axes == 2:
+        return share.mT.contiguous()
+    return share.sum(0) if axes == 1 else share.sum()
+
+
+def _joined(parts: Float[Tensor, "part *rest"]) -> Float[Tensor, "*rest"]:
+    return parts.sum(0, dtype=torch.float64).to(parts.dtype)
+
+
+def _finite(shift: Tensor) -> Tensor:
+    """−∞ as a shift would make NaN of −∞ − (−∞)."""
+    return shift.masked_fill(shift == -torch.inf, 0.0)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """How a kernel's rows are split over programs: `count` parts of `size` rows each, out of `total`."""
+
+    kernel: str
+    tile: Tile
+    blocks: int
+    size: int
+    count: int
+    total: int
+
+
+class _Problem:
+    """A call's tensors as the kernels want them: features first, padded to whole tiles."""
+
+    def __init__(self, form: Form, x: Tensor, mu: Tensor, log_weights: Tensor, parameters: Sequence[Tensor]) -> None:
+        self.form, self.axes, self.dtype = form, tuple(each.ndim for each in parameters), x.dtype
+        (self.n_samples, self.n_features), self.n_components = x.shape, len(mu)
+        by_sample = tile_of(form, x.dtype, self.n_components, self.n_samples)
+        by_component = tile_of(form, x.dtype, self.n_samples, self.n_components)
+        self.tiles = {"forward": by_sample, "towards_samples": by_sample, "towards_components": by_component}
+        self.width = _multiple(self.n_samples, max(by_sample.lanes, by_component.rows))
+        self.height = _multiple(self.n_components, max(by_sample.rows, by_component.lanes))
+        weights = log_weights.new_full((self.height,), -torch.inf)
+        weights[: self.n_components] = log_weights
+        own = [self.per_component(each if each.ndim else each.expand(self.n_components)) for each in parameters]
+        packed = torch.cat([each.flatten() for each in own]) if own else weights
+        self.points = (self.per_sample(x), self.per_component(mu), weights, packed)
+
+    def per_sample(self, values: Float[Tensor, "sample *rest"]) -> Tensor:
+        return _padded(values, self.width)
+
+    def per_component(self, values: Float[Tensor, "component *rest"]) -> Tensor:
+        return _padded(values, self.height)
+
+    def parts(self, kernel: str, numbers: int) -> _Parts:
+        """The split for a kernel that keeps so many numbers per lane."""
+        tile, sizes = self.tiles[kernel], (self.width, self.n_components)
+        lanes, total = sizes if kernel != "towards_components" else (self.height, self.n_samples)
+        tiles, blocks = -(-total // tile.rows), lanes // tile.lanes
+        fitting = _PARTS_BYTES // (numbers * lanes * self.dtype.itemsize)
+        size = -(-tiles // max(1, min(_PROGRAMS // blocks, fitting, tiles)))
+        return _Parts(kernel, tile, blocks, size * tile.rows, -(-tiles // size), total)
+
+    def launch(self, parts: _Parts, *others: Tensor, **choices: bool) -> None:
+        kernel = getattr(_module(self.form, self.axes, self.dtype), parts.kernel)
+        sizes = (self.width, self.height, self.n_features, parts.total, parts.size)
+        tile = parts.tile
+        with torch.cuda.device_of(self.points[0]):
+            kernel[parts.blocks, parts.count](
+                *self.points, *others, *sizes, **choices, ROWS=tile.rows, LANES=tile.lanes, num_warps=tile.warps, num_stages=1
+            )
+
+
+def _multiple(n: int, of: int) -> int:
+    return -(-n // of) * of
+
+
+def _padded(values: Float[Tensor, "row *rest"], count: int) -> Tensor:
+    """[row], or [feature, row]; the last row again stands for those that are not there."""
+    rows = torch.arange(count, device=values.device).clamp(max=len(values) - 1)
+    return values[rows].mT.contiguous() if values.ndim == 2 else values[rows]
+
+
+def source(form: Form, axes: Sequence[int], dtype: torch.dtype) -> str:
+    """The Triton text for a form whose parameters have so many axes."""
+    parameters = form.parameters
+    names = [f"p{i}" for i in range(len(parameters))]
+    per_component = [name for name, count in zip(names, axes, strict=True) if count < 2]
+    points = form.energy.arguments[: len(form.energy.arguments) - len(parameters)]
+    fixed = [name for name, count in zip(parameters, axes, strict=True) if count < 2]
+    summand, energy, bound = form.energy, form.energy, dict(zip(parameters, names, strict=True))
+    if form.shape == "features":
+        summand, energy = scaled(form.energy, fixed)
+    head = [
+        *_HEAD,
+        f"DTYPE = tl.constexpr({_TYPES[dtype]})",
+        f'SHAPE = tl.constexpr("{form.shape}")',
+        f"N_PARAMETERS = tl.constexpr({len(parameters)})",
+        f"CHUNK = tl.constexpr({_CHUNK})",
+        f"UNROLL = tl.constexpr({_UNROLL})",
+        *_loads(names, axes),
+        _function("summand", summand, dict(zip(points, ("q", "mu"), strict=False)) | bound, ["q", "mu", *names]),
+        _function("energy", energy, {energy.arguments[0]: "q"} | bound, ["q", *per_component]),
+        _function("slope", form.slope, {form.slope.arguments[0]: "q"} | bound, ["q", *names]),
+        _slopes(form.parameter_slopes, dict(zip(points, ("q", "mu"), strict=False)) | bound, names),
+    ]
+    text = files("implicit_em.fused").joinpath("template.triton").read_text(encoding="utf-8")
+    lists = {"names": names, "component": per_component, "feature": [n for n in names if n not in per_component]}
+    filled = Template(text).substitute({key: "".join(f"{n}, " for n in each) for key, each in lists.items()})
+    return "\n".join(head) + "\n\n" + filled
+
+
+_HEAD = (
+    "import functools",
+    "import operator",
+    "import types",
+    "import numpy as np",
+    "import triton",
+    "import triton.language as tl",
+    "from triton.language.extra import libdevice",
+    "from triton.runtime.interpreter import TensorHandle",
+)
+
+
+def _loads(names: Sequence[str], axes: Sequence[int]) -> list[str]:
+    """`component` and `location`: parameters stand one after the other, as [component] or [feature, component]."""
+    component, location, vectors, matrices = ["tl.load(log_weights + k)"], ["tl.load(mu + k)"], 0, 0
+    for count in axes:
+        start = f"parameters + ({vectors} + {matrices} * tl.cast(D, tl.int64)) * K"
+        if count == 2:
+            location.append(f"tl.load({start} + tl.cast(d, tl.int64) * K + k)")
+            matrices += 1
+        else:
+            component.append(f"tl.load({start} + k)" if count else f"tl.load({start})")
+            vectors += 1
+    return [
+        _jitted("component(log_weights, parameters, k, K, D)", [f"return ({', '.join(component)},)"]),
+        _jitted("location(mu, parameters, d, k, K, D)", [f"return ({', '.join(location)},)"]),
+    ]
+
+
+def _function(name: str, program: Program, bound: Mapping[str, str], arguments: Sequence[str]) -> str:
+    lines = _body(program, bound)
+    return _jitted(f"{name}({', '.join(arguments)})", [*lines, f"return {operand(program.results[0])}"])
+
+
+def _slopes(program: Program, bound: Mapping[str, str], names: Sequence[str]) -> str:
+    lines = _body(program, bound)
+    lines += [f"subtract(place + {i} * step, weighted(weight, {operand(each)}))" for i, each in enumerate(program.results)]
+    return _jitted(f"subtract_parameter_slopes({', '.join(['place', 'step', 'weight', 'q', 'mu', *names])})", lines or ["pass"])
+
+
+def _body(program: Program, bound: Mapping[str, str]) -> list[str]:
+    """A program's lines after its arguments got their values."""
+    start = [f"{name} = {bound[name]}" for name in program.arguments if bound[name] != name]
+    return start + statements(program, [name for name in program.arguments if bound[name] not in ("q", "mu")])
+
+
+def _jitted(start: str, lines: Sequence[str]) -> str:
+    return "\n".join(["", "@triton.jit", f"def {start}:", *(f"    {line}" for line in lines)])
+
+
+@cache
+def _module(form: Form, axes: tuple[int, ...], dtype: torch.dtype) -> ModuleType:
+    """The module of kernels, in a file that Triton can read, in Inductor's cache."""
+    from torch._inductor.codecache import PyCodeCache  # brings SymPy, which importing this package does without
+
+    return PyCodeCache.load(source(form, axes, dtype))
