@@ -25,8 +25,7 @@ _PROGRAMS = 2048
 _PARTS_BYTES = 64 * 2**20
 
 
-_CHUNK = 16  # features at a time where a pair is a product
-_UNROLL = 4  # features between two jumps back, elsewhere
+_UNROLL = 4  # features between two jumps back
 
 
 @dataclass(frozen=True)
@@ -39,16 +38,13 @@ class Tile:
 
 
 # Four lanes in each thread of a warp load 16 bytes at once; more rows than these no longer fit into registers.
-_TILES = {"features": Tile(16, 128, 1), "square": Tile(16, 128, 1), "dot": Tile(64, 128, 4)}
+_TILE = Tile(rows=16, lanes=128, warps=1)
 
 
 def tile_of(form: Form, dtype: torch.dtype, rows: int, lanes: int) -> Tile:
-    """The tile for so many rows and lanes in all: no larger than needed, where its shape is free."""
-    tile = _TILES[form.shape]
-    if form.shape == "dot":
-        return tile
-    most = tile.rows * 4 // dtype.itemsize
-    return Tile(min(most, next_power_of_2(rows)), min(tile.lanes, max(32, next_power_of_2(lanes))), tile.warps)
+    """The tile for so many rows and lanes in all, no larger than needed."""
+    most = _TILE.rows * 4 // dtype.itemsize
+    return Tile(min(most, next_power_of_2(rows)), min(_TILE.lanes, max(32, next_power_of_2(lanes))), _TILE.warps)
 
 
 def next_power_of_2(n: int) -> int:
@@ -235,7 +231,6 @@ def source(form: Form, axes: Sequence[int], dtype: torch.dtype) -> str:
         f"DTYPE = tl.constexpr({_TYPES[dtype]})",
         f'SHAPE = tl.constexpr("{form.shape}")',
         f"N_PARAMETERS = tl.constexpr({len(parameters)})",
-        f"CHUNK = tl.constexpr({_CHUNK})",
         f"UNROLL = tl.constexpr({_UNROLL})",
         *_loads(names, axes),
         _function("summand", summand, dict(zip(points, ("q", "mu"), strict=False)) | bound, ["q", "mu", *names]),
