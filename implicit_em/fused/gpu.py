@@ -16,7 +16,7 @@ from torch import Tensor
 
 from implicit_em.fused.form import Form
 from implicit_em.fused.program import Program
-from implicit_em.fused.triton_text import operand, scaled, statements
+from implicit_em.fused.triton_text import operand, scaled, statements, steps
 
 _TYPES = {torch.float32: "tl.float32", torch.float64: "tl.float64"}
 # Programs that keep a GPU busy, and what their partial sums may hold. Sizes alone decide how sums are split, so that
@@ -25,7 +25,8 @@ _PROGRAMS = 2048
 _PARTS_BYTES = 64 * 2**20
 
 
-_UNROLL = 4  # features between two jumps back
+# Features between two jumps back, where one takes no more instructions than `_SHORT`.
+_UNROLL, _SHORT = 4, 16
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,27 @@ class Tile:
     warps: int
 
 
-# Four lanes in each thread of a warp load 16 bytes at once; more rows than these no longer fit into registers.
-_TILE = Tile(rows=16, lanes=128, warps=1)
+# Four lanes in each thread of a warp load 16 bytes at once.
+_LANES, _LEAST_LANES = 128, 32
+# Rows that fit into registers, and instructions of a tile in straight line, for one feature or, where the programs
+# take a whole pair, for all: more of them spill, and keep ptxas busy for a minute.
+_ROWS = {"forward": 16, "towards_samples": 8, "towards_components": 8}
+_INSTRUCTIONS = {"features": 1024, "square": 4096, "dot": 4096}
 
 
-def tile_of(form: Form, dtype: torch.dtype, rows: int, lanes: int) -> Tile:
-    """The tile for so many rows and lanes in all, no larger than needed."""
-    most = _TILE.rows * 4 // dtype.itemsize
-    return Tile(min(most, next_power_of_2(rows)), min(_TILE.lanes, max(32, next_power_of_2(lanes))), _TILE.warps)
+def tile_of(form: Form, kernel: str, dtype: torch.dtype, rows: int, lanes: int) -> Tile:
+    """The tile of a kernel for so many rows and lanes in all, no larger than needed."""
+    programs = {"forward": 1, "towards_samples": 2, "towards_components": 3}[kernel]
+    used = (form.energy, form.slope, form.parameter_slopes)[:programs]
+    each = _LANES // 32 * dtype.itemsize // 4
+    fitting = _INSTRUCTIONS[form.shape] // (each * max(1, sum(steps(program, form.parameters) for program in used)))
+    most = min(_ROWS[kernel] * 4 // dtype.itemsize, previous_power_of_2(max(1, fitting)))
+    return Tile(min(most, next_power_of_2(rows)), min(_LANES, max(_LEAST_LANES, next_power_of_2(lanes))), 1)
+
+
+def previous_power_of_2(n: int) -> int:
+    """The largest power of 2 that is n or less."""
+    return 1 << (n.bit_length() - 1)
 
 
 def next_power_of_2(n: int) -> int:
@@ -143,7 +157,7 @@ def _own(share: Float[Tensor, "feature component"], axes: int) -> Tensor:
     return share.sum(0) if axes == 1 else share.sum()
 
 
-def _joined(parts: Float[Tensor, "part *rest"]) -> Float[Tensor, "*rest"]:
+def _joined(parts: Float[Tensor, "part ..."]) -> Tensor:
     return parts.sum(0, dtype=torch.float64).to(parts.dtype)
 
 
@@ -170,21 +184,21 @@ class _Problem:
     def __init__(self, form: Form, x: Tensor, mu: Tensor, log_weights: Tensor, parameters: Sequence[Tensor]) -> None:
         self.form, self.axes, self.dtype = form, tuple(each.ndim for each in parameters), x.dtype
         (self.n_samples, self.n_features), self.n_components = x.shape, len(mu)
-        by_sample = tile_of(form, x.dtype, self.n_components, self.n_samples)
-        by_component = tile_of(form, x.dtype, self.n_samples, self.n_components)
-        self.tiles = {"forward": by_sample, "towards_samples": by_sample, "towards_components": by_component}
-        self.width = _multiple(self.n_samples, max(by_sample.lanes, by_component.rows))
-        self.height = _multiple(self.n_components, max(by_sample.rows, by_component.lanes))
+        sizes, swapped = (self.n_components, self.n_samples), (self.n_samples, self.n_components)
+        by_sample = {kernel: tile_of(form, kernel, x.dtype, *sizes) for kernel in ("forward", "towards_samples")}
+        self.tiles = by_sample | {"towards_components": tile_of(form, "towards_components", x.dtype, *swapped)}
+        self.width = _multiple(self.n_samples, _LANES)
+        self.height = _multiple(self.n_components, self.tiles["towards_components"].lanes)
         weights = log_weights.new_full((self.height,), -torch.inf)
         weights[: self.n_components] = log_weights
         own = [self.per_component(each if each.ndim else each.expand(self.n_components)) for each in parameters]
         packed = torch.cat([each.flatten() for each in own]) if own else weights
         self.points = (self.per_sample(x), self.per_component(mu), weights, packed)
 
-    def per_sample(self, values: Float[Tensor, "sample *rest"]) -> Tensor:
+    def per_sample(self, values: Float[Tensor, "sample ..."]) -> Tensor:
         return _padded(values, self.width)
 
-    def per_component(self, values: Float[Tensor, "component *rest"]) -> Tensor:
+    def per_component(self, values: Float[Tensor, "component ..."]) -> Tensor:
         return _padded(values, self.height)
 
     def parts(self, kernel: str, numbers: int) -> _Parts:
@@ -200,9 +214,16 @@ class _Problem:
         kernel = getattr(_module(self.form, self.axes, self.dtype), parts.kernel)
         sizes = (self.width, self.height, self.n_features, parts.total, parts.size)
         tile = parts.tile
-        with torch.cuda.device_of(self.points[0]):
+        with torch.cuda.device_of(self.points[0]):  # type: ignore[no-untyped-call]
             kernel[parts.blocks, parts.count](
-                *self.points, *others, *sizes, **choices, ROWS=tile.rows, LANES=tile.lanes, num_warps=tile.warps, num_stages=1
+                *self.points,
+                *others,
+                *sizes,
+                **choices,
+                ROWS=tile.rows,
+                LANES=tile.lanes,
+                num_warps=tile.warps,
+                num_stages=1,
             )
 
 
@@ -210,7 +231,7 @@ def _multiple(n: int, of: int) -> int:
     return -(-n // of) * of
 
 
-def _padded(values: Float[Tensor, "row *rest"], count: int) -> Tensor:
+def _padded(values: Float[Tensor, "row ..."], count: int) -> Tensor:
     """[row], or [feature, row]; the last row again stands for those that are not there."""
     rows = torch.arange(count, device=values.device).clamp(max=len(values) - 1)
     return values[rows].mT.contiguous() if values.ndim == 2 else values[rows]
@@ -218,29 +239,37 @@ def _padded(values: Float[Tensor, "row *rest"], count: int) -> Tensor:
 
 def source(form: Form, axes: Sequence[int], dtype: torch.dtype) -> str:
     """The Triton text for a form whose parameters have so many axes."""
-    parameters = form.parameters
-    names = [f"p{i}" for i in range(len(parameters))]
-    per_component = [name for name, count in zip(names, axes, strict=True) if count < 2]
-    points = form.energy.arguments[: len(form.energy.arguments) - len(parameters)]
-    fixed = [name for name, count in zip(parameters, axes, strict=True) if count < 2]
-    summand, energy, bound = form.energy, form.energy, dict(zip(parameters, names, strict=True))
+    names = [f"p{i}" for i in range(len(axes))]
+    bound = dict(zip(form.parameters, names, strict=True))
+    per_component = [name for name, count in zip(form.parameters, axes, strict=True) if count < 2]
+    lists = {
+        "names": names,
+        "component": [bound[name] for name in per_component],
+        "feature": [bound[name] for name in form.parameters if name not in per_component],
+    }
+    energy, unroll, sums = form.energy, _UNROLL, list[str]()
+    points = dict(zip(energy.arguments, ("q", "mu") if form.shape == "features" else ("q",), strict=False))
     if form.shape == "features":
-        summand, energy = scaled(form.energy, fixed)
+        summand, energy = scaled(energy, per_component)
+        sums = [_function("summand", summand, points | bound, ["q", "mu", *names])]
+        unroll = _UNROLL if steps(summand, form.parameters) <= _SHORT else 1
+    constants = {
+        "DTYPE": _TYPES[dtype],
+        "SHAPE": repr(form.shape),
+        "N_PARAMETERS": len(names),
+        "UNROLL": unroll,
+    }
     head = [
         *_HEAD,
-        f"DTYPE = tl.constexpr({_TYPES[dtype]})",
-        f'SHAPE = tl.constexpr("{form.shape}")',
-        f"N_PARAMETERS = tl.constexpr({len(parameters)})",
-        f"UNROLL = tl.constexpr({_UNROLL})",
-        *_loads(names, axes),
-        _function("summand", summand, dict(zip(points, ("q", "mu"), strict=False)) | bound, ["q", "mu", *names]),
-        _function("energy", energy, {energy.arguments[0]: "q"} | bound, ["q", *per_component]),
+        *(f"{name} = tl.constexpr({value})" for name, value in constants.items()),
+        *_loads(axes),
+        *sums,
+        _function("energy", energy, {energy.arguments[0]: "q"} | bound, ["q", *lists["component"]]),
         _function("slope", form.slope, {form.slope.arguments[0]: "q"} | bound, ["q", *names]),
-        _slopes(form.parameter_slopes, dict(zip(points, ("q", "mu"), strict=False)) | bound, names),
+        _slopes(form.parameter_slopes, points | bound, names),
     ]
     text = files("implicit_em.fused").joinpath("template.triton").read_text(encoding="utf-8")
-    lists = {"names": names, "component": per_component, "feature": [n for n in names if n not in per_component]}
-    filled = Template(text).substitute({key: "".join(f"{n}, " for n in each) for key, each in lists.items()})
+    filled = Template(text).substitute({key: "".join(f"{name}, " for name in each) for key, each in lists.items()})
     return "\n".join(head) + "\n\n" + filled
 
 
@@ -256,7 +285,7 @@ _HEAD = (
 )
 
 
-def _loads(names: Sequence[str], axes: Sequence[int]) -> list[str]:
+def _loads(axes: Sequence[int]) -> list[str]:
     """`component` and `location`: parameters stand one after the other, as [component] or [feature, component]."""
     component, location, vectors, matrices = ["tl.load(log_weights + k)"], ["tl.load(mu + k)"], 0, 0
     for count in axes:
@@ -280,8 +309,12 @@ def _function(name: str, program: Program, bound: Mapping[str, str], arguments: 
 
 def _slopes(program: Program, bound: Mapping[str, str], names: Sequence[str]) -> str:
     lines = _body(program, bound)
-    lines += [f"subtract(place + {i} * step, weighted(weight, {operand(each)}))" for i, each in enumerate(program.results)]
-    return _jitted(f"subtract_parameter_slopes({', '.join(['place', 'step', 'weight', 'q', 'mu', *names])})", lines or ["pass"])
+    lines += [
+        f"subtract(place + {i} * step, weighted(weight, {operand(each)}))" for i, each in enumerate(program.results)
+    ]
+    return _jitted(
+        f"subtract_parameter_slopes({', '.join(['place', 'step', 'weight', 'q', 'mu', *names])})", lines or ["pass"]
+    )
 
 
 def _body(program: Program, bound: Mapping[str, str]) -> list[str]:

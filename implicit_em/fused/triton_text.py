@@ -48,6 +48,9 @@ _TEXT: Mapping[str, str] = {
 # A division by what is the same for many pairs: one reciprocal for all of them. Costs a rounding, and saves ten steps.
 _BY_A_FIXED_DIVISOR = "{0} * reciprocal({1})"
 
+_STEPS = {"div": 8, "erf": 24, "exp": 4, "log": 4, "reciprocal": 8, "rsqrt": 4, "sigmoid": 12, "sign": 4, "sqrt": 8}
+_STEPS_OF_LIBRARY = 24
+
 
 def statements(program: Program, fixed: Collection[str] = ()) -> list[str]:
     """The program's lines; its arguments are names in scope, of which `fixed` do not vary over pairs."""
@@ -61,6 +64,20 @@ def statements(program: Program, fixed: Collection[str] = ()) -> list[str]:
             text = _BY_A_FIXED_DIVISOR
         lines.append(f"{each.target} = {text.format(*map(operand, each.operands))}")
     return lines
+
+
+def steps(program: Program, fixed: Collection[str]) -> int:
+    """About how many instructions a pair takes; what is the same for many pairs is not counted."""
+    known, total = set(fixed), 0
+    for each in program.statements:
+        constant = [_is_constant(value, known) for value in each.operands]
+        if all(constant):
+            known.add(each.target)
+        elif not (each.operation == "div" and constant[1]):
+            total += _STEPS_OF_LIBRARY if "libdevice" in _TEXT[each.operation] else _STEPS.get(each.operation, 1)
+        else:
+            total += 1
+    return total
 
 
 def operand(value: Operand) -> str:
