@@ -98,7 +98,9 @@ def problem(name: str, lift: str, dtype: torch.dtype, sizes: Sequence[int] = (11
 def conditioned(values: Tensor, leaves: Sequence[Tensor]) -> Tensor:
     """|v| + Σ |leaf · ∂v/∂leaf|: what one rounding of each leaf and of the value moves it by, in units of eps."""
     slopes = torch.autograd.grad(values.sum(), leaves, retain_graph=True, materialize_grads=True)
-    return values.detach().abs() + sum((leaf * slope).abs().detach() for leaf, slope in zip(leaves, slopes, strict=True))
+    return values.detach().abs() + sum(
+        (leaf * slope).abs().detach() for leaf, slope in zip(leaves, slopes, strict=True)
+    )
 
 
 def bounds(of: Problem) -> list[Tensor]:
@@ -158,7 +160,9 @@ def test_value_and_gradients_are_those_of_eager_torch(name: str, lift: str, dtyp
     check(problem(name, lift, dtype))
 
 
-@pytest.mark.parametrize(("name", "lift", "axes"), [("laplace", "sum", 2), ("laplace", "radial", 1), ("huber", "sum", 1)])
+@pytest.mark.parametrize(
+    ("name", "lift", "axes"), [("laplace", "sum", 2), ("laplace", "radial", 1), ("huber", "sum", 1)]
+)
 def test_parameters_may_vary_over_components_and_features(name: str, lift: str, axes: int) -> None:
     check(problem(name, lift, torch.float32, axes=axes))
 
