@@ -53,6 +53,7 @@ class Problem:
     log_weights: Tensor
     parameters: list[Tensor]
     towards: Tensor
+    precision: str = "subtract"
 
     @property
     def given(self) -> tuple[Tensor, ...]:
@@ -66,9 +67,9 @@ class Problem:
     def fused(self) -> list[Tensor]:
         """L and its gradients in x, μ, log π and the parameters."""
         given = (self.form, self.x, self.mu, self.log_weights, self.parameters)
-        top, total = gpu.forward(*given)
+        top, total = gpu.forward(*given, self.precision)
         wanted = {"samples": True, "shares": bool(self.parameters)}
-        *found, own = gpu.backward(*given, top, total, self.towards, **wanted)
+        *found, own = gpu.backward(*given, top, total, self.towards, **wanted, precision=self.precision)
         return [top + total.log(), *found, *(own or [])]
 
     def eager(self) -> list[Tensor]:
@@ -78,7 +79,7 @@ class Problem:
         return [value.detach(), *torch.autograd.grad(value, self.given, self.towards, materialize_grads=True)]
 
 
-def problem(name: str, lift: str, dtype: torch.dtype, sizes: Sequence[int] = (11, 3, 2), axes: int = 0) -> Problem:
+def problem(name: str, lift: str, dtype: torch.dtype, sizes: Sequence[int] = (9, 3, 2), axes: int = 0) -> Problem:
     """Points around 0, parameters between 1 and 2 that have so many axes."""
     form = form_of(kernel(name), lift, dtype)
     n_samples, n_components, n_features = sizes
@@ -95,8 +96,8 @@ def problem(name: str, lift: str, dtype: torch.dtype, sizes: Sequence[int] = (11
     return Problem(form, x, mu, normal(n_components).log_softmax(0), parameters, normal(n_samples))
 
 
-def conditioned(values: Tensor, leaves: Sequence[Tensor]) -> Tensor:
-    """|v| + Σ |leaf · ∂v/∂leaf|: what one rounding of each leaf and of the value moves it by, in units of eps."""
+def conditioned(values: Tensor, leaves: Sequence[Tensor], sizes: Sequence[Tensor]) -> Tensor:
+    """|v| + Σ |size · ∂v/∂leaf|: what a rounding of each leaf, of that size, and of the value moves it by, per eps."""
     slopes = torch.autograd.grad(values.sum(), leaves, retain_graph=True, materialize_grads=True)
     return values.detach().abs() + sum(
         (leaf * slope).abs().detach() for leaf, slope in zip(leaves, slopes, strict=True)
@@ -112,18 +113,25 @@ def bounds(of: Problem) -> list[Tensor]:
     x, mu = wide.x.detach()[:, None], wide.mu.detach()
     own = [p[:, None] if p.ndim == 1 and form.shape == "features" else p for p in wide.parameters]
     if form.shape == "features":
-        pair, size, arms = x - mu, 1.0, (1.0, 1.0)
+        pair, arms = x - mu, (1.0, 1.0)
+        size = pair
     elif form.shape == "square":
-        pair, size, arms = (x - mu).square().sum(-1), 1.0, (2 * (x - mu).abs(),) * 2
+        pair, arms = (x - mu).square().sum(-1), (2 * (x - mu).abs(),) * 2
+        origin = mu.mean(0)
+        far = (x - origin).square().sum(-1) + (mu - origin).square().sum(-1)
+        size = pair if of.precision == "subtract" else far
     else:
-        pair, size, arms = (x * mu).sum(-1), (x * mu).abs().sum(-1), (mu.abs(), x.abs())
+        pair, arms = (x * mu).sum(-1), (mu.abs(), x.abs())
+        size = (x * mu).abs().sum(-1)
     leaves = [pair.requires_grad_(), *(p.detach().expand(pair.shape).clone().requires_grad_() for p in own)]
+    sizes = [size, *leaves[1:]]
     zero = (torch.zeros_like(pair),) if form.shape == "features" else ()
     energy = form.function(pair, *zero, *leaves[1:])
     slope, *shares = torch.autograd.grad(energy.sum(), leaves, create_graph=True, materialize_grads=True)
-    moved = conditioned(energy, leaves) + slope.detach().abs() * size
+    moved = conditioned(energy, leaves, sizes)
     slope, *shares = (
-        conditioned(each, leaves) if each.requires_grad else each.abs().expand(pair.shape) for each in (slope, *shares)
+        conditioned(each, leaves, sizes) if each.requires_grad else each.abs().expand(pair.shape)
+        for each in (slope, *shares)
     )
     if form.shape == "features":
         energy, moved = energy.sum(-1), moved.sum(-1)
@@ -165,6 +173,41 @@ def test_value_and_gradients_are_those_of_eager_torch(name: str, lift: str, dtyp
 )
 def test_parameters_may_vary_over_components_and_features(name: str, lift: str, axes: int) -> None:
     check(problem(name, lift, torch.float32, axes=axes))
+
+
+@pytest.mark.parametrize("precision", ["expand", "tf32x3", "tf32", "bf16"])
+def test_products_instead_of_differences(precision: str) -> None:
+    """Far from the origin, of points on a grid around their mean that every format holds: rounding changes none."""
+    some = problem("laplace", "radial", torch.float32, (9, 4, 18))
+    some.x, some.mu = ((each * 8).round() / 8 for each in (some.x, some.mu))
+    some.mu[3] = -some.mu[:3].sum(0)
+    some.x, some.mu, some.precision = some.x + 2.0**13, some.mu + 2.0**13, precision
+    check(some)
+
+
+def test_a_square_is_never_negative() -> None:
+    some = problem("mahalanobis", "own", torch.float32, (11, 11, 18))
+    some.mu[:], some.precision = some.x, "expand"
+    some.log_weights[:] = 0
+    largest_score, _ = gpu.forward(some.form, some.x, some.mu, some.log_weights, some.parameters, some.precision)
+    assert (largest_score <= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "lift", "dtype", "precision", "message"),
+    [
+        ("gaussian", "radial", torch.float32, "fp8", "expected a precision out of"),
+        ("gaussian", "sum", torch.float32, "tf32", "expected precision='subtract' for energies of features"),
+        ("gaussian", "radial", torch.float64, "bf16", "expected precision='subtract' or 'expand'"),
+    ],
+)
+def test_a_precision_that_a_form_does_not_have(
+    name: str, lift: str, dtype: torch.dtype, precision: str, message: str
+) -> None:
+    some = problem(name, lift, dtype)
+    some.precision = precision
+    with pytest.raises(ValueError, match=message):
+        some.fused()
 
 
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (130, 1, 5), (5, 130, 1), (0, 3, 2)], ids=str)

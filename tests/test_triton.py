@@ -37,7 +37,8 @@ PASSES = ("forward", "towards_samples", "towards_components")
 SOME = [("laplace", "sum"), ("laplace", "radial"), ("cosine", "own")]
 COMPILED = [
     *((90, *case, part) for case in CASES for part in PASSES),
-    *((target, *case, part) for target in (80, 100) for case in SOME for part in PASSES),
+    *((target, *case, "forward") for target in (80, 100) for case in SOME),
+    *((target, "laplace", "sum", "towards_components") for target in (80, 100)),
 ]
 LANES_PER_THREAD = 4
 
@@ -97,17 +98,26 @@ class Code:
 
 
 @cache
-def compiled(target: int, name: str, lift: str, part: str) -> Code:
-    """For float32, parameters that are numbers, and many samples and components."""
+def compiled(
+    target: int,
+    name: str,
+    lift: str,
+    part: str,
+    precision: str = "subtract",
+    axes: int = 0,
+    count: int = 2**20,
+    ones: tuple[str, ...] = (),
+) -> Code:
+    """For float32, parameters with so many axes, so many samples and components, and those sizes that are 1."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     form = form_of(kernel(name), lift, torch.float32)
-    tile = gpu.tile_of(form, part, torch.float32, 2**20, 2**20)
-    function = getattr(gpu._module(form, (0,) * len(form.parameters), torch.float32), part)
+    tile = gpu.tile_of(form, part, torch.float32, count, count, precision)
+    function = getattr(gpu._module(form, (axes,) * len(form.parameters), torch.float32, precision), part)
     constants: dict[str, Any] = {"ROWS": tile.rows, "LANES": tile.lanes, "WITH_PARAMETERS": bool(form.parameters)}
-    constants = {key: value for key, value in constants.items() if key in function.arg_names}
+    constants = {key: value for key, value in constants.items() if key in function.arg_names} | dict.fromkeys(ones, 1)
     numbers = ("N", "K", "D", "COUNT", "PART")
     signature = {
         argument: "constexpr" if argument in constants else "i32" if argument in numbers else "*fp32"
@@ -188,6 +198,30 @@ def test_radial_energies_take_one_exponential(name: str) -> None:
     """And, of Laplace, a root; what one tile needs once is shared by its rows."""
     code, own = compiled(90, name, "radial", "forward"), {"gaussian": 0, "laplace": 1}[name]
     assert 1 + own <= code.measured()["MUFU per pair"] < 1.5 + own
+
+
+@pytest.mark.parametrize("part", PASSES)
+def test_one_sample_of_one_feature_compiles(part: str) -> None:
+    """Triton makes constants of sizes that are 1."""
+    assert compiled(90, "laplace", "sum", part, count=1, ones=("D", "COUNT", "PART")).spills == 0
+
+
+@pytest.mark.parametrize("part", PASSES)
+def test_parameters_of_features_compile(part: str) -> None:
+    assert compiled(90, "student_t", "sum", part, axes=2).spills == 0
+
+
+@pytest.mark.parametrize("part", PASSES)
+@pytest.mark.parametrize(
+    ("precision", "unit"),
+    [("expand", "FFMA"), ("tf32x3", "HMMA.*TF32"), ("tf32", "HMMA.*TF32"), ("bf16", "HMMA.*BF16")],
+)
+def test_products_run_where_they_should(precision: str, unit: str, part: str) -> None:
+    """Tensor cores, unless all 24 bits are asked for."""
+    code = compiled(90, "laplace", "radial", part, precision)
+    assert code.spills == 0
+    assert any(re.search(unit, each) for each in code.instructions)
+    assert (precision != "expand") == any("HMMA" in each for each in code.instructions)
 
 
 def test_the_count_sees_spills_and_loops() -> None:

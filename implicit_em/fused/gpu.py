@@ -18,6 +18,16 @@ from implicit_em.fused.form import Form
 from implicit_em.fused.program import Program
 from implicit_em.fused.triton_text import operand, scaled, statements, steps
 
+# How the shape square gets ‖x − μ‖²: "subtract" loses nothing at any offset; the others expand it, of points around the
+# mean location, into a product by `tl.dot`, of this type and precision. "tf32" and "bf16" round the points first, so
+# that what comes out is the distance between the rounded points.
+PRECISIONS = {
+    "subtract": ("DTYPE", "ieee"),
+    "expand": ("DTYPE", "ieee"),
+    "tf32x3": ("DTYPE", "tf32x3"),
+    "tf32": ("DTYPE", "tf32"),
+    "bf16": ("tl.bfloat16", "ieee"),
+}
 _TYPES = {torch.float32: "tl.float32", torch.float64: "tl.float64"}
 # Programs that keep a GPU busy, and what their partial sums may hold. Sizes alone decide how sums are split, so that
 # equal calls round equally.
@@ -43,11 +53,14 @@ _LANES, _LEAST_LANES = 128, 32
 # Rows that fit into registers, and instructions of a tile in straight line, for one feature or, where the programs
 # take a whole pair, for all: more of them spill, and keep ptxas busy for a minute.
 _ROWS = {"forward": 16, "towards_samples": 8, "towards_components": 8}
+_PRODUCT_ROWS, _PRODUCT_WARPS, _CHUNK = 32, 4, 16  # where rows, lanes and features meet in a product
 _INSTRUCTIONS = {"features": 1024, "square": 4096, "dot": 4096}
 
 
-def tile_of(form: Form, kernel: str, dtype: torch.dtype, rows: int, lanes: int) -> Tile:
-    """The tile of a kernel for so many rows and lanes in all, no larger than needed."""
+def tile_of(form: Form, kernel: str, dtype: torch.dtype, rows: int, lanes: int, precision: str = "subtract") -> Tile:
+    """The tile of a kernel for so many rows and lanes in all, no larger than needed where its size is free."""
+    if precision != "subtract":
+        return Tile(_PRODUCT_ROWS, _LANES, _PRODUCT_WARPS)
     programs = {"forward": 1, "towards_samples": 2, "towards_components": 3}[kernel]
     used = (form.energy, form.slope, form.parameter_slopes)[:programs]
     each = _LANES // 32 * dtype.itemsize // 4
@@ -78,17 +91,20 @@ def forward(
     mu: Float[Tensor, "component feature"],
     log_weights: Float[Tensor, " component"],
     parameters: Sequence[Tensor],
+    precision: str = "subtract",
 ) -> tuple[Float[Tensor, " sample"], Float[Tensor, " sample"]]:
     """The largest score log π_k − d_k of each sample, and Σ_k exp(score − largest).
 
     Args:
         form: of the dtype of `x`; all tensors are contiguous, of that dtype, float32 or float64, and on one GPU.
         parameters: [], [component] or, for the shape features, [component, feature].
+        precision: a name out of `PRECISIONS`; all but "subtract" want the shape square and finite points, and those
+            with less than 24 bits float32.
     """
     n_samples = len(x)
     if n_samples == 0:
         return x.new_empty(0), x.new_empty(0)
-    problem = _Problem(form, x, mu, log_weights, parameters)
+    problem = _Problem(form, x, mu, log_weights, parameters, precision)
     parts = problem.parts("forward", 2)
     top, total = x.new_empty(2, parts.count, problem.width)
     problem.launch(parts, top, total)
@@ -109,17 +125,19 @@ def backward(
     *,
     samples: bool,
     shares: bool,
+    precision: str = "subtract",
 ) -> tuple[Tensor | None, Tensor, Tensor, list[Tensor] | None]:
     """What Σ_n towards_n L_n has as gradient in x, μ, log π and the parameters, each in its own shape.
 
     Args:
         top, total: from `forward`.
         samples, shares: whether the gradient in x, and those in the parameters, are wanted.
+        precision: as in `forward`.
     """
     if len(x) == 0:
         own = [torch.zeros_like(each) for each in parameters] if shares else None
         return torch.zeros_like(x) if samples else None, torch.zeros_like(mu), torch.zeros_like(log_weights), own
-    problem = _Problem(form, x, mu, log_weights, parameters)
+    problem = _Problem(form, x, mu, log_weights, parameters, precision)
     top, scale = problem.per_sample(_finite(top)), problem.per_sample(towards / total)
     scale[len(x) :] = 0
     towards_x = _towards_samples(problem, top, scale) if samples else None
@@ -181,18 +199,34 @@ class _Parts:
 class _Problem:
     """A call's tensors as the kernels want them: features first, padded to whole tiles."""
 
-    def __init__(self, form: Form, x: Tensor, mu: Tensor, log_weights: Tensor, parameters: Sequence[Tensor]) -> None:
+    def __init__(
+        self,
+        form: Form,
+        x: Tensor,
+        mu: Tensor,
+        log_weights: Tensor,
+        parameters: Sequence[Tensor],
+        precision: str,
+    ) -> None:
+        _check(precision, form, x.dtype)
+        self.precision = precision
         self.form, self.axes, self.dtype = form, tuple(each.ndim for each in parameters), x.dtype
         (self.n_samples, self.n_features), self.n_components = x.shape, len(mu)
         sizes, swapped = (self.n_components, self.n_samples), (self.n_samples, self.n_components)
-        by_sample = {kernel: tile_of(form, kernel, x.dtype, *sizes) for kernel in ("forward", "towards_samples")}
-        self.tiles = by_sample | {"towards_components": tile_of(form, "towards_components", x.dtype, *swapped)}
+        by_sample = {
+            kernel: tile_of(form, kernel, x.dtype, *sizes, precision) for kernel in ("forward", "towards_samples")
+        }
+        self.tiles = by_sample | {
+            "towards_components": tile_of(form, "towards_components", x.dtype, *swapped, precision)
+        }
         self.width = _multiple(self.n_samples, _LANES)
         self.height = _multiple(self.n_components, self.tiles["towards_components"].lanes)
         weights = log_weights.new_full((self.height,), -torch.inf)
         weights[: self.n_components] = log_weights
         own = [self.per_component(each if each.ndim else each.expand(self.n_components)) for each in parameters]
         packed = torch.cat([each.flatten() for each in own]) if own else weights
+        if precision != "subtract":
+            x, mu = _expanded(x, mu, precision)
         self.points = (self.per_sample(x), self.per_component(mu), weights, packed)
 
     def per_sample(self, values: Float[Tensor, "sample ..."]) -> Tensor:
@@ -211,7 +245,7 @@ class _Problem:
         return _Parts(kernel, tile, blocks, size * tile.rows, -(-tiles // size), total)
 
     def launch(self, parts: _Parts, *others: Tensor, **choices: bool) -> None:
-        kernel = getattr(_module(self.form, self.axes, self.dtype), parts.kernel)
+        kernel = getattr(_module(self.form, self.axes, self.dtype, self.precision), parts.kernel)
         sizes = (self.width, self.height, self.n_features, parts.total, parts.size)
         tile = parts.tile
         with torch.cuda.device_of(self.points[0]):  # type: ignore[no-untyped-call]
@@ -227,6 +261,32 @@ class _Problem:
             )
 
 
+def _check(precision: str, form: Form, dtype: torch.dtype) -> None:
+    """Raises ValueError unless a form has that precision."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"expected a precision out of {', '.join(PRECISIONS)}, got {precision!r}")
+    if precision != "subtract" and form.shape != "square":
+        raise ValueError(f"expected precision='subtract' for energies of {form.shape}, got {precision!r}")
+    if precision not in ("subtract", "expand") and dtype != torch.float32:
+        raise ValueError(f"expected precision='subtract' or 'expand' for {dtype}, got {precision!r}")
+
+
+def _expanded(x: Tensor, mu: Tensor, precision: str) -> tuple[Tensor, Tensor]:
+    """Points around the mean location, rounded as their product wants them, and their squares as a last feature."""
+    origin = mu.mean(0)
+    rounded = (_rounded(each - origin, precision) for each in (x, mu))
+    x, mu = (torch.cat([each, each.square().sum(-1, keepdim=True)], -1) for each in rounded)
+    return x, mu
+
+
+def _rounded(points: Tensor, precision: str) -> Tensor:
+    if precision == "bf16":
+        return points.bfloat16().to(points)
+    if precision == "tf32":  # the nearest number with 13 bits less
+        return ((points.view(torch.int32) + 2**12) & -(2**13)).view(torch.float32)
+    return points
+
+
 def _multiple(n: int, of: int) -> int:
     return -(-n // of) * of
 
@@ -237,7 +297,7 @@ def _padded(values: Float[Tensor, "row ..."], count: int) -> Tensor:
     return values[rows].mT.contiguous() if values.ndim == 2 else values[rows]
 
 
-def source(form: Form, axes: Sequence[int], dtype: torch.dtype) -> str:
+def source(form: Form, axes: Sequence[int], dtype: torch.dtype, precision: str = "subtract") -> str:
     """The Triton text for a form whose parameters have so many axes."""
     names = [f"p{i}" for i in range(len(axes))]
     bound = dict(zip(form.parameters, names, strict=True))
@@ -258,6 +318,10 @@ def source(form: Form, axes: Sequence[int], dtype: torch.dtype) -> str:
         "SHAPE": repr(form.shape),
         "N_PARAMETERS": len(names),
         "UNROLL": unroll,
+        "PRECISION": repr(precision),
+        "FACTOR": PRECISIONS[precision][0],
+        "INPUT_PRECISION": repr(PRECISIONS[precision][1]),
+        "CHUNK": _CHUNK,
     }
     head = [
         *_HEAD,
@@ -328,8 +392,8 @@ def _jitted(start: str, lines: Sequence[str]) -> str:
 
 
 @cache
-def _module(form: Form, axes: tuple[int, ...], dtype: torch.dtype) -> ModuleType:
+def _module(form: Form, axes: tuple[int, ...], dtype: torch.dtype, precision: str = "subtract") -> ModuleType:
     """The module of kernels, in a file that Triton can read, in Inductor's cache."""
     from torch._inductor.codecache import PyCodeCache  # brings SymPy, which importing this package does without
 
-    return PyCodeCache.load(source(form, axes, dtype))
+    return PyCodeCache.load(source(form, axes, dtype, precision))
