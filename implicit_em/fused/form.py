@@ -52,7 +52,8 @@ class Form:
     ) -> Float[Tensor, "sample component"]:
         """The matrix itself, in plain torch: for derivatives of any order."""
         if self.shape == "features":
-            return self.function(x[:, None], mu, *parameters).sum(-1)
+            own = (each[:, None] if each.ndim == 1 else each for each in parameters)
+            return self.function(x[:, None], mu, *own).sum(-1)
         if self.shape == "dot":
             return self.function(x @ mu.mT, *parameters)
         square = (x[:, None] - mu).square().sum(-1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -12,14 +13,19 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from implicit_em.competition import log_partition
-from implicit_em.fused import cpu
+from implicit_em.fused import cpu, gpu
 from implicit_em.fused.form import Form, form_of
 from implicit_em.invariants import log_det, unit_vector
 from implicit_em.kernels import Kernel, computing_dtype
 from implicit_em.kernels import kernel as resolved
 from implicit_em.lifts import check_lift, check_points, lifted_energy
 
-BACKENDS = ("compile", "eager")
+BACKENDS = ("compile", "eager", "triton")
+# The fused backends: their engine, the device that they run on, in words too, and what they need.
+_FUSED: Mapping[str, tuple[ModuleType, str, str, str]] = {
+    "compile": (cpu, "cpu", "a CPU", "a C++ compiler"),
+    "triton": (gpu, "cuda", "a CUDA device", "Triton for this GPU"),
+}
 # Numbers that a block of samples may hold in eager mode: samples × components × features.
 BLOCK = 2**22
 
@@ -43,29 +49,33 @@ def mixture_log_partition(
         kernel, lift: as in `lifted_energy`.
         mixing_logits: unnormalized log π_k, finite or −inf; weights of 1 where None, as in `log_partition`.
         backend: "compile", loops in C++ around the kernel's own code, compiled once for each kernel and dtype;
-            "eager", blocks of samples in plain torch, on any device. None takes "compile" where it can: on a CPU,
-            unless parameters vary over samples, precision_cholesky over components, or the energy is a callable.
-            Where it could but finds no C++ compiler, it warns.
+            "triton", the same on a GPU, by Triton; "eager", blocks of samples in plain torch, on any device. None takes
+            "compile" on a CPU and "triton" on a GPU where it can: unless parameters vary over samples,
+            precision_cholesky over components, or the energy is a callable. Where it could but finds no C++ compiler
+            or no Triton, it warns.
         params: as in `lifted_energy`.
     Returns:
         Nats, in the dtype of `x`; float16 and bfloat16 are computed in float32 and rounded once. A sample that no
-        component can have produced gives −inf, with gradient NaN. With "compile", the lift radial and quadratic
+        component can have produced gives −inf, with gradient NaN. Unless "eager", the lift radial and quadratic
         kernels take distances beyond the root of the dtype's largest number for infinite, and below the root of its
         smallest for 0. Equal calls give equal bits with any number of threads. Second derivatives hold the matrix.
     Raises:
         ValueError: shapes, lift, parameters or backend do not fit; the message says what was expected.
         TypeError: as in `Kernel`.
-        RuntimeError: backend is "compile", and the tensors are not on a CPU or there is no C++ compiler.
-    Accuracy: findings `fused.log_partition`, `fused.gradient`.
+        RuntimeError: backend is "compile", and the tensors are not on a CPU or there is no C++ compiler; or it is
+            "triton", and the tensors are not on a CUDA device or there is no Triton.
+    Accuracy: finding `fused`.
     """
     own = resolved(kernel)
     _check(own, x, mu, lift, mixing_logits, backend)
-    if (backend or _best(own, x, mu, lift, params)) == "eager":
+    chosen = backend or _best(own, x, mu, lift, params)
+    if chosen == "eager":
         return _in_blocks(own, x, mu, lift, mixing_logits, params)
-    if x.device.type != "cpu":
-        raise RuntimeError(f"backend='compile' runs on a CPU, got tensors on {x.device}")
-    if not cpu.is_available():
-        raise RuntimeError("backend='compile' needs a C++ compiler, and none was found")
+    engine, device, place, need = _FUSED[chosen]
+    if x.device.type != device:
+        raise RuntimeError(f"backend={chosen!r} runs on {place}, got tensors on {x.device}")
+    if not engine.is_available():
+        raise RuntimeError(f"backend={chosen!r} needs {need}, and none was found")
     given = own.bind("energy", (x, mu), params)
     wide = x.new_empty((), dtype=computing_dtype(x.dtype))
     arguments = {name: own.as_tensor("energy", name, value, wide) for name, value in given.items()}
@@ -75,7 +85,7 @@ def mixture_log_partition(
     if mixing_logits is not None:
         log_weights = torch.log_softmax(mixing_logits, -1).to(wide)
     laid_out = [_laid_out(name, parameters[name], form, mu) for name in form.parameters]
-    return fused(form, *points, log_weights, laid_out).to(x.dtype)
+    return fused(form, *points, log_weights, laid_out, chosen).to(x.dtype)
 
 
 def fused(
@@ -84,12 +94,14 @@ def fused(
     mu: Float[Tensor, "component feature"],
     log_weights: Float[Tensor, " component"],
     parameters: Sequence[Tensor],
+    backend: str,
 ) -> Float[Tensor, " sample"]:
     """log Σ_k exp(log π_k − d_nk) for a form, differentiable in all tensors.
 
     Args:
         form: of the dtype of all tensors, float32 or float64.
         parameters: [], [component] or, for the shape features, [component, feature].
+        backend: "compile" for tensors on a CPU, "triton" for those on a GPU.
     Raises:
         ValueError: a shape is another one; the message gives it.
     """
@@ -98,7 +110,7 @@ def fused(
         if given.shape not in axes:
             raise ValueError(f"expected {name} for {len(mu)} components, got shape {tuple(given.shape)}")
     tensors = (each.contiguous() for each in (x, mu, log_weights, *parameters))
-    value: Tensor = _Fused.apply(form, *tensors)  # type: ignore[no-untyped-call]
+    value: Tensor = _Fused.apply(_FUSED[backend][0], form, *tensors)  # type: ignore[no-untyped-call]
     return value
 
 
@@ -106,9 +118,13 @@ class _Fused(torch.autograd.Function):
     """Of contiguous tensors of one dtype. Keeps two numbers per sample; backward computes the energies again."""
 
     @staticmethod
-    def forward(ctx: Any, form: Form, x: Tensor, mu: Tensor, log_weights: Tensor, *parameters: Tensor) -> Tensor:
-        top, total = cpu.forward(form, x, mu, log_weights, parameters)
-        ctx.form = form
+    def forward(
+        ctx: Any, engine: ModuleType, form: Form, x: Tensor, mu: Tensor, log_weights: Tensor, *parameters: Tensor
+    ) -> Tensor:
+        top: Tensor
+        total: Tensor
+        top, total = engine.forward(form, x, mu, log_weights, parameters)
+        ctx.engine, ctx.form = engine, form
         ctx.save_for_backward(x, mu, log_weights, *parameters, top, total)
         return top + total.log()
 
@@ -118,12 +134,12 @@ class _Fused(torch.autograd.Function):
         x, mu, log_weights, *parameters = inputs
         (grad,) = towards
         if torch.is_grad_enabled():
-            return (None, *_by_autograd(ctx.form, inputs, grad))
-        samples, shares = ctx.needs_input_grad[1], any(ctx.needs_input_grad[4:])
-        *found, own = cpu.backward(
+            return None, None, *_by_autograd(ctx.form, inputs, grad)
+        samples, shares = ctx.needs_input_grad[2], any(ctx.needs_input_grad[5:])
+        *found, own = ctx.engine.backward(
             ctx.form, x, mu, log_weights, parameters, top, total, grad.contiguous(), samples=samples, shares=shares
         )
-        return None, *found, *(own if own is not None else (None for _ in parameters))
+        return None, None, *found, *(own if own is not None else (None for _ in parameters))
 
 
 def _by_autograd(form: Form, inputs: list[Tensor], grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -151,8 +167,9 @@ def _check(kernel: Kernel, x: Tensor, mu: Tensor, lift: str, mixing_logits: Tens
 
 
 def _best(kernel: Kernel, x: Tensor, mu: Tensor, lift: str, params: Mapping[str, Any]) -> str:
-    """ "compile" where it can be."""
-    if x.device.type != "cpu" or kernel.geometry == "learned":
+    """The device's fused backend where it can be."""
+    fitting = [name for name, (_, device, *_) in _FUSED.items() if device == x.device.type]
+    if not fitting or kernel.geometry == "learned":
         return "eager"
     features = 1 if lift == "sum" else 0
     for name, value in params.items():
@@ -160,10 +177,13 @@ def _best(kernel: Kernel, x: Tensor, mu: Tensor, lift: str, params: Mapping[str,
             continue
         if value.ndim > (2 if name == "precision_cholesky" else 1 + features) and value.shape[0] != 1:
             return "eager"
-    if not cpu.is_available():
-        warnings.warn("no C++ compiler was found: mixture_log_partition runs in plain torch, slower", stacklevel=3)
+    (best,) = fitting
+    engine, *_, need = _FUSED[best]
+    if not engine.is_available():
+        message = f"{need} was not found: mixture_log_partition runs in plain torch, slower"
+        warnings.warn(message, stacklevel=3)
         return "eager"
-    return "compile"
+    return best
 
 
 def _reduced(
@@ -178,7 +198,7 @@ def _reduced(
     factor = arguments["precision_cholesky"]
     if factor.ndim != 2:
         raise ValueError(
-            f"backend='compile' takes one precision_cholesky [feature, feature], got shape {tuple(factor.shape)}: "
+            f"the fused backends take one precision_cholesky [feature, feature], got shape {tuple(factor.shape)}: "
             "expected backend='eager'"
         )
     # Near 0 whitening costs the fewest digits; differences do not see where the origin is.
@@ -197,7 +217,7 @@ def _laid_out(name: str, value: Tensor, form: Form, mu: Tensor) -> Tensor:
         value = value[0]
     if value.ndim >= len(axes):
         raise ValueError(
-            f"backend='compile' takes parameters that are the same for all samples, got {name} of shape "
+            f"the fused backends take parameters that are the same for all samples, got {name} of shape "
             f"{tuple(value.shape)}: expected backend='eager'"
         )
     if any(have not in (1, want) for have, want in zip(reversed(value.shape), reversed(sizes), strict=False)):

@@ -86,7 +86,7 @@ def _judged(
     found: list[Judged] = []
 
     def visit(problem: Problem) -> None:
-        got = _results(form, problem, fmt)
+        got = _results(form, problem, fmt, device, backend)
         found.append((got, truths(subject, form, problem), budgets(subject, form, problem, arithmetic)))
 
     # Loops are compiled for one number of axes: float32 has parameters for each component, float64 for all.
@@ -95,7 +95,7 @@ def _judged(
     return tuple(found)
 
 
-def _results(form: Form, problem: Problem, fmt: Format) -> Mapping[str, NDArray[Any]]:
+def _results(form: Form, problem: Problem, fmt: Format, device: str, backend: str) -> Mapping[str, NDArray[Any]]:
     """What the library returns: L, and the gradients of Σ_n towards_n L_n."""
     inputs = {
         name: fmt.tensor(value).reshape(value.shape)
@@ -107,13 +107,13 @@ def _results(form: Form, problem: Problem, fmt: Format) -> Mapping[str, NDArray[
         )
     }
     inputs["x"] = lay_out(inputs["x"].flatten(), problem.layout).reshape(problem.x.shape)
-    leaves = {name: value.detach().requires_grad_() for name, value in inputs.items()}
+    leaves = {name: value.detach().to(device).requires_grad_() for name, value in inputs.items()}
     x, mu, log_weights, *parameters = leaves.values()
-    value = fused(form, x, mu, log_weights, parameters)
-    slopes = torch.autograd.grad(value, list(leaves.values()), fmt.tensor(problem.towards))
+    value = fused(form, x, mu, log_weights, parameters, backend)
+    slopes = torch.autograd.grad(value, list(leaves.values()), fmt.tensor(problem.towards).to(device))
     return {
-        "log_partition": fmt.array(value),
-        **{name: fmt.array(slope) for name, slope in zip(leaves, slopes, strict=True)},
+        "log_partition": fmt.array(value.cpu()),
+        **{name: fmt.array(slope.cpu()) for name, slope in zip(leaves, slopes, strict=True)},
     }
 
 

@@ -1,0 +1,399 @@
+"""The fused log-partition on a GPU: `template.triton`, compiled by Triton once for a kernel and dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from importlib.util import find_spec
+from string import Template
+from types import ModuleType
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from implicit_em.fused.form import Form
+from implicit_em.fused.program import Program
+from implicit_em.fused.triton_text import operand, scaled, statements, steps
+
+# How the shape square gets ‖x − μ‖²: "subtract" loses nothing at any offset; the others expand it, of points around the
+# mean location, into a product by `tl.dot`, of this type and precision. "tf32" and "bf16" round the points first, so
+# that what comes out is the distance between the rounded points.
+PRECISIONS = {
+    "subtract": ("DTYPE", "ieee"),
+    "expand": ("DTYPE", "ieee"),
+    "tf32x3": ("DTYPE", "tf32x3"),
+    "tf32": ("DTYPE", "tf32"),
+    "bf16": ("tl.bfloat16", "ieee"),
+}
+_TYPES = {torch.float32: "tl.float32", torch.float64: "tl.float64"}
+# Programs that keep a GPU busy, and what their partial sums may hold. Sizes alone decide how sums are split, so that
+# equal calls round equally.
+_PROGRAMS = 2048
+_PARTS_BYTES = 64 * 2**20
+
+
+# Features between two jumps back, where one takes no more instructions than `_SHORT`.
+_UNROLL, _SHORT = 4, 16
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Pairs that a program has at a time: `rows` in each thread, `lanes` over threads of so many warps."""
+
+    rows: int
+    lanes: int
+    warps: int
+
+
+# Four lanes in each thread of a warp load 16 bytes at once.
+_LANES, _LEAST_LANES = 128, 32
+# Rows that fit into registers, and instructions of a tile in straight line, for one feature or, where the programs
+# take a whole pair, for all: more of them spill, and keep ptxas busy for a minute.
+_ROWS = {"forward": 16, "towards_samples": 8, "towards_components": 8}
+_PRODUCT_ROWS, _PRODUCT_WARPS, _CHUNK = 32, 4, 16  # where rows, lanes and features meet in a product
+_INSTRUCTIONS = {"features": 1024, "square": 4096, "dot": 4096}
+
+
+def tile_of(form: Form, kernel: str, dtype: torch.dtype, rows: int, lanes: int, precision: str = "subtract") -> Tile:
+    """The tile of a kernel for so many rows and lanes in all, no larger than needed where its size is free."""
+    if precision != "subtract":
+        return Tile(_PRODUCT_ROWS, _LANES, _PRODUCT_WARPS)
+    programs = {"forward": 1, "towards_samples": 2, "towards_components": 3}[kernel]
+    used = (form.energy, form.slope, form.parameter_slopes)[:programs]
+    each = _LANES // 32 * dtype.itemsize // 4
+    fitting = _INSTRUCTIONS[form.shape] // (each * max(1, sum(steps(program, form.parameters) for program in used)))
+    most = min(_ROWS[kernel] * 4 // dtype.itemsize, previous_power_of_2(max(1, fitting)))
+    return Tile(min(most, next_power_of_2(rows)), min(_LANES, max(_LEAST_LANES, next_power_of_2(lanes))), 1)
+
+
+def previous_power_of_2(n: int) -> int:
+    """The largest power of 2 that is n or less."""
+    return 1 << (n.bit_length() - 1)
+
+
+def next_power_of_2(n: int) -> int:
+    """The least power of 2 that is n or more."""
+    return 1 << (n - 1).bit_length()
+
+
+@cache
+def is_available() -> bool:
+    """Whether there are Triton and a GPU that it compiles for."""
+    return find_spec("triton") is not None and torch.cuda.is_available()
+
+
+def forward(
+    form: Form,
+    x: Float[Tensor, "sample feature"],
+    mu: Float[Tensor, "component feature"],
+    log_weights: Float[Tensor, " component"],
+    parameters: Sequence[Tensor],
+    precision: str = "subtract",
+) -> tuple[Float[Tensor, " sample"], Float[Tensor, " sample"]]:
+    """The largest score log π_k − d_k of each sample, and Σ_k exp(score − largest).
+
+    Args:
+        form: of the dtype of `x`; all tensors are contiguous, of that dtype, float32 or float64, and on one GPU.
+        parameters: [], [component] or, for the shape features, [component, feature].
+        precision: a name out of `PRECISIONS`; all but "subtract" want the shape square and finite points, and those
+            with less than 24 bits float32.
+    """
+    n_samples = len(x)
+    if n_samples == 0:
+        return x.new_empty(0), x.new_empty(0)
+    problem = _Problem(form, x, mu, log_weights, parameters, precision)
+    parts = problem.parts("forward", 2)
+    top, total = x.new_empty(2, parts.count, problem.width)
+    problem.launch(parts, top, total)
+    highest = top.amax(0)
+    total = (total * (top - _finite(highest)).exp()).sum(0)
+    return highest[:n_samples], total[:n_samples]
+
+
+def backward(
+    form: Form,
+    x: Float[Tensor, "sample feature"],
+    mu: Float[Tensor, "component feature"],
+    log_weights: Float[Tensor, " component"],
+    parameters: Sequence[Tensor],
+    top: Float[Tensor, " sample"],
+    total: Float[Tensor, " sample"],
+    towards: Float[Tensor, " sample"],
+    *,
+    samples: bool,
+    shares: bool,
+    precision: str = "subtract",
+) -> tuple[Tensor | None, Tensor, Tensor, list[Tensor] | None]:
+    """What Σ_n towards_n L_n has as gradient in x, μ, log π and the parameters, each in its own shape.
+
+    Args:
+        top, total: from `forward`.
+        samples, shares: whether the gradient in x, and those in the parameters, are wanted.
+        precision: as in `forward`.
+    """
+    if len(x) == 0:
+        own = [torch.zeros_like(each) for each in parameters] if shares else None
+        return torch.zeros_like(x) if samples else None, torch.zeros_like(mu), torch.zeros_like(log_weights), own
+    problem = _Problem(form, x, mu, log_weights, parameters, precision)
+    top, scale = problem.per_sample(_finite(top)), problem.per_sample(towards / total)
+    scale[len(x) :] = 0
+    towards_x = _towards_samples(problem, top, scale) if samples else None
+    return towards_x, *_towards_components(problem, top, scale, shares)
+
+
+def _towards_samples(problem: _Problem, top: Tensor, scale: Tensor) -> Tensor:
+    parts = problem.parts("towards_samples", problem.n_features)
+    out = top.new_zeros(parts.count, problem.n_features, problem.width)
+    problem.launch(parts, top, scale, out)
+    return _joined(out)[:, : problem.n_samples].mT.contiguous()
+
+
+def _towards_components(
+    problem: _Problem, top: Tensor, scale: Tensor, shares: bool
+) -> tuple[Tensor, Tensor, list[Tensor] | None]:
+    n_parameters = len(problem.axes) * shares
+    per_parameter = problem.n_features if problem.form.shape == "features" else 1
+    parts = problem.parts("towards_components", problem.n_features + 1 + n_parameters * per_parameter)
+    towards_mu = top.new_zeros(parts.count, problem.n_features, problem.height)
+    counts = top.new_zeros(parts.count, problem.height)
+    own = top.new_zeros(parts.count, n_parameters, per_parameter, problem.height)
+    problem.launch(parts, top, scale, towards_mu, counts, own, WITH_PARAMETERS=shares)
+    there = slice(problem.n_components)
+    found = None
+    if shares:
+        found = [_own(share[:, there], count) for share, count in zip(_joined(own), problem.axes, strict=True)]
+    return _joined(towards_mu)[:, there].mT.contiguous(), _joined(counts)[there], found
+
+
+def _own(share: Float[Tensor, "feature component"], axes: int) -> Tensor:
+    """Summed over the axes that a parameter does not have."""
+    if axes == 2:
+        return share.mT.contiguous()
+    return share.sum(0) if axes == 1 else share.sum()
+
+
+def _joined(parts: Float[Tensor, "part ..."]) -> Tensor:
+    return parts.sum(0, dtype=torch.float64).to(parts.dtype)
+
+
+def _finite(shift: Tensor) -> Tensor:
+    """−∞ as a shift would make NaN of −∞ − (−∞)."""
+    return shift.masked_fill(shift == -torch.inf, 0.0)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """How a kernel's rows are split over programs: `count` parts of `size` rows each, out of `total`."""
+
+    kernel: str
+    tile: Tile
+    blocks: int
+    size: int
+    count: int
+    total: int
+
+
+class _Problem:
+    """A call's tensors as the kernels want them: features first, padded to whole tiles."""
+
+    def __init__(
+        self,
+        form: Form,
+        x: Tensor,
+        mu: Tensor,
+        log_weights: Tensor,
+        parameters: Sequence[Tensor],
+        precision: str,
+    ) -> None:
+        _check(precision, form, x.dtype)
+        self.precision = precision
+        self.form, self.axes, self.dtype = form, tuple(each.ndim for each in parameters), x.dtype
+        (self.n_samples, self.n_features), self.n_components = x.shape, len(mu)
+        sizes, swapped = (self.n_components, self.n_samples), (self.n_samples, self.n_components)
+        by_sample = {
+            kernel: tile_of(form, kernel, x.dtype, *sizes, precision) for kernel in ("forward", "towards_samples")
+        }
+        self.tiles = by_sample | {
+            "towards_components": tile_of(form, "towards_components", x.dtype, *swapped, precision)
+        }
+        self.width = _multiple(self.n_samples, _LANES)
+        self.height = _multiple(self.n_components, self.tiles["towards_components"].lanes)
+        weights = log_weights.new_full((self.height,), -torch.inf)
+        weights[: self.n_components] = log_weights
+        own = [self.per_component(each if each.ndim else each.expand(self.n_components)) for each in parameters]
+        packed = torch.cat([each.flatten() for each in own]) if own else weights
+        if precision != "subtract":
+            x, mu = _expanded(x, mu, precision)
+        self.points = (self.per_sample(x), self.per_component(mu), weights, packed)
+
+    def per_sample(self, values: Float[Tensor, "sample ..."]) -> Tensor:
+        return _padded(values, self.width)
+
+    def per_component(self, values: Float[Tensor, "component ..."]) -> Tensor:
+        return _padded(values, self.height)
+
+    def parts(self, kernel: str, numbers: int) -> _Parts:
+        """The split for a kernel that keeps so many numbers per lane."""
+        tile, sizes = self.tiles[kernel], (self.width, self.n_components)
+        lanes, total = sizes if kernel != "towards_components" else (self.height, self.n_samples)
+        tiles, blocks = -(-total // tile.rows), lanes // tile.lanes
+        fitting = _PARTS_BYTES // (numbers * lanes * self.dtype.itemsize)
+        size = -(-tiles // max(1, min(_PROGRAMS // blocks, fitting, tiles)))
+        return _Parts(kernel, tile, blocks, size * tile.rows, -(-tiles // size), total)
+
+    def launch(self, parts: _Parts, *others: Tensor, **choices: bool) -> None:
+        kernel = getattr(_module(self.form, self.axes, self.dtype, self.precision), parts.kernel)
+        sizes = (self.width, self.height, self.n_features, parts.total, parts.size)
+        tile = parts.tile
+        with torch.cuda.device_of(self.points[0]):  # type: ignore[no-untyped-call]
+            kernel[parts.blocks, parts.count](
+                *self.points,
+                *others,
+                *sizes,
+                **choices,
+                ROWS=tile.rows,
+                LANES=tile.lanes,
+                num_warps=tile.warps,
+                num_stages=1,
+            )
+
+
+def _check(precision: str, form: Form, dtype: torch.dtype) -> None:
+    """Raises ValueError unless a form has that precision."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"expected a precision out of {', '.join(PRECISIONS)}, got {precision!r}")
+    if precision != "subtract" and form.shape != "square":
+        raise ValueError(f"expected precision='subtract' for energies of {form.shape}, got {precision!r}")
+    if precision not in ("subtract", "expand") and dtype != torch.float32:
+        raise ValueError(f"expected precision='subtract' or 'expand' for {dtype}, got {precision!r}")
+
+
+def _expanded(x: Tensor, mu: Tensor, precision: str) -> tuple[Tensor, Tensor]:
+    """Points around the mean location, rounded as their product wants them, and their squares as a last feature."""
+    origin = mu.mean(0)
+    rounded = (_rounded(each - origin, precision) for each in (x, mu))
+    x, mu = (torch.cat([each, each.square().sum(-1, keepdim=True)], -1) for each in rounded)
+    return x, mu
+
+
+def _rounded(points: Tensor, precision: str) -> Tensor:
+    if precision == "bf16":
+        return points.bfloat16().to(points)
+    if precision == "tf32":  # the nearest number with 13 bits less
+        return ((points.view(torch.int32) + 2**12) & -(2**13)).view(torch.float32)
+    return points
+
+
+def _multiple(n: int, of: int) -> int:
+    return -(-n // of) * of
+
+
+def _padded(values: Float[Tensor, "row ..."], count: int) -> Tensor:
+    """[row], or [feature, row]; the last row again stands for those that are not there."""
+    rows = torch.arange(count, device=values.device).clamp(max=len(values) - 1)
+    return values[rows].mT.contiguous() if values.ndim == 2 else values[rows]
+
+
+def source(form: Form, axes: Sequence[int], dtype: torch.dtype, precision: str = "subtract") -> str:
+    """The Triton text for a form whose parameters have so many axes."""
+    names = [f"p{i}" for i in range(len(axes))]
+    bound = dict(zip(form.parameters, names, strict=True))
+    per_component = [name for name, count in zip(form.parameters, axes, strict=True) if count < 2]
+    lists = {
+        "names": names,
+        "component": [bound[name] for name in per_component],
+        "feature": [bound[name] for name in form.parameters if name not in per_component],
+    }
+    energy, unroll, sums = form.energy, _UNROLL, list[str]()
+    points = dict(zip(energy.arguments, ("q", "mu") if form.shape == "features" else ("q",), strict=False))
+    if form.shape == "features":
+        summand, energy = scaled(energy, per_component)
+        sums = [_function("summand", summand, points | bound, ["q", "mu", *names])]
+        unroll = _UNROLL if steps(summand, form.parameters) <= _SHORT else 1
+    constants = {
+        "DTYPE": _TYPES[dtype],
+        "SHAPE": repr(form.shape),
+        "N_PARAMETERS": len(names),
+        "UNROLL": unroll,
+        "PRECISION": repr(precision),
+        "FACTOR": PRECISIONS[precision][0],
+        "INPUT_PRECISION": repr(PRECISIONS[precision][1]),
+        "CHUNK": _CHUNK,
+    }
+    head = [
+        *_HEAD,
+        *(f"{name} = tl.constexpr({value})" for name, value in constants.items()),
+        *_loads(axes),
+        *sums,
+        _function("energy", energy, {energy.arguments[0]: "q"} | bound, ["q", *lists["component"]]),
+        _function("slope", form.slope, {form.slope.arguments[0]: "q"} | bound, ["q", *names]),
+        _slopes(form.parameter_slopes, points | bound, names),
+    ]
+    text = files("implicit_em.fused").joinpath("template.triton").read_text(encoding="utf-8")
+    filled = Template(text).substitute({key: "".join(f"{name}, " for name in each) for key, each in lists.items()})
+    return "\n".join(head) + "\n\n" + filled
+
+
+_HEAD = (
+    "import functools",
+    "import operator",
+    "import types",
+    "import numpy as np",
+    "import triton",
+    "import triton.language as tl",
+    "from triton.language.extra import libdevice",
+    "from triton.runtime.interpreter import TensorHandle",
+)
+
+
+def _loads(axes: Sequence[int]) -> list[str]:
+    """`component` and `location`: parameters stand one after the other, as [component] or [feature, component]."""
+    component, location, vectors, matrices = ["tl.load(log_weights + k)"], ["tl.load(mu + k)"], 0, 0
+    for count in axes:
+        start = f"parameters + ({vectors} + {matrices} * tl.cast(D, tl.int64)) * K"
+        if count == 2:
+            location.append(f"tl.load({start} + tl.cast(d, tl.int64) * K + k)")
+            matrices += 1
+        else:
+            component.append(f"tl.load({start} + k)" if count else f"tl.load({start})")
+            vectors += 1
+    return [
+        _jitted("component(log_weights, parameters, k, K, D)", [f"return ({', '.join(component)},)"]),
+        _jitted("location(mu, parameters, d, k, K, D)", [f"return ({', '.join(location)},)"]),
+    ]
+
+
+def _function(name: str, program: Program, bound: Mapping[str, str], arguments: Sequence[str]) -> str:
+    lines = _body(program, bound)
+    return _jitted(f"{name}({', '.join(arguments)})", [*lines, f"return {operand(program.results[0])}"])
+
+
+def _slopes(program: Program, bound: Mapping[str, str], names: Sequence[str]) -> str:
+    lines = _body(program, bound)
+    lines += [
+        f"subtract(place + {i} * step, weighted(weight, {operand(each)}))" for i, each in enumerate(program.results)
+    ]
+    return _jitted(
+        f"subtract_parameter_slopes({', '.join(['place', 'step', 'weight', 'q', 'mu', *names])})", lines or ["pass"]
+    )
+
+
+def _body(program: Program, bound: Mapping[str, str]) -> list[str]:
+    """A program's lines after its arguments got their values."""
+    start = [f"{name} = {bound[name]}" for name in program.arguments if bound[name] != name]
+    return start + statements(program, [name for name in program.arguments if bound[name] not in ("q", "mu")])
+
+
+def _jitted(start: str, lines: Sequence[str]) -> str:
+    return "\n".join(["", "@triton.jit", f"def {start}:", *(f"    {line}" for line in lines)])
+
+
+@cache
+def _module(form: Form, axes: tuple[int, ...], dtype: torch.dtype, precision: str = "subtract") -> ModuleType:
+    """The module of kernels, in a file that Triton can read, in Inductor's cache."""
+    from torch._inductor.codecache import PyCodeCache  # brings SymPy, which importing this package does without
+
+    return PyCodeCache.load(source(form, axes, dtype, precision))

@@ -1,0 +1,304 @@
+"""The Triton kernels against eager torch, in Triton's interpreter: `test_triton.py` runs this file, in a process of its
+own, since kernels are bound to the interpreter when they are defined."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from triton.runtime import interpreter
+
+from implicit_em import kernel, mixture_log_partition
+from implicit_em.fused import gpu, partition, triton_text
+from implicit_em.fused.form import Form, form_of
+from implicit_em.kernels import kernel_names
+
+KERNELS = [kernel(name) for name in kernel_names() if kernel(name).geometry != "learned"]
+LIFTS = {"location": ("radial", "sum"), "direction": ("own",), "quadratic": ("own",)}
+CASES = [(k.name, lift) for k in KERNELS for lift in LIFTS[k.geometry] if k.is_even or lift != "radial"]
+SHAPES = [("laplace", "sum"), ("gaussian", "radial"), ("cosine", "own")]
+# Roundings of each step, of which an energy has some, and that sums of a few dozen terms have in all.
+ROUNDINGS = 16
+
+
+@pytest.fixture(autouse=True)
+def _loops_over_numbers_of_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NumPy ≥ 2.4 makes no integer of an array with one element, which is what the interpreter's loops ask for."""
+    patched = interpreter._patch_lang_tensor
+
+    def patch(tensor: Any, scope: Any) -> None:
+        patched(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    monkeypatch.setattr(interpreter, "_patch_lang_tensor", patch)
+
+
+@pytest.fixture
+def _on_this_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter takes tensors on a CPU for those on a GPU."""
+    monkeypatch.setitem(partition._FUSED, "triton", (gpu, "cpu", "the interpreter", "nothing"))
+    monkeypatch.setattr(gpu, "is_available", lambda: True)
+
+
+@dataclass
+class Problem:
+    form: Form
+    x: Tensor
+    mu: Tensor
+    log_weights: Tensor
+    parameters: list[Tensor]
+    towards: Tensor
+    precision: str = "subtract"
+
+    @property
+    def given(self) -> tuple[Tensor, ...]:
+        return self.x, self.mu, self.log_weights, *self.parameters
+
+    def wide(self) -> Problem:
+        """The same numbers in float64, of which gradients can be asked."""
+        points = [each.detach().double().requires_grad_() for each in self.given]
+        return Problem(self.form, *points[:3], points[3:], self.towards.double())
+
+    def fused(self) -> list[Tensor]:
+        """L and its gradients in x, μ, log π and the parameters."""
+        given = (self.form, self.x, self.mu, self.log_weights, self.parameters)
+        top, total = gpu.forward(*given, self.precision)
+        wanted = {"samples": True, "shares": bool(self.parameters)}
+        *found, own = gpu.backward(*given, top, total, self.towards, **wanted, precision=self.precision)
+        return [top + total.log(), *found, *(own or [])]
+
+    def eager(self) -> list[Tensor]:
+        """The same by autograd of the kernel's own torch functions, on the matrix."""
+        scores = self.log_weights - self.form.energies(self.x, self.mu, self.parameters)
+        value = scores.logsumexp(-1)
+        return [value.detach(), *torch.autograd.grad(value, self.given, self.towards, materialize_grads=True)]
+
+
+def problem(name: str, lift: str, dtype: torch.dtype, sizes: Sequence[int] = (9, 3, 2), axes: int = 0) -> Problem:
+    """Points around 0, parameters between 1 and 2 that have so many axes."""
+    form = form_of(kernel(name), lift, dtype)
+    n_samples, n_components, n_features = sizes
+    generator = torch.Generator().manual_seed(n_samples + 10 * axes)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=dtype)
+
+    x, mu = normal(n_samples, n_features), normal(n_components, n_features)
+    if form.shape == "dot":
+        x, mu = (each / each.norm(dim=-1, keepdim=True) for each in (x, mu))
+    shape = (n_components, n_features)[:axes]
+    parameters = [1 + torch.rand(shape, generator=generator, dtype=dtype) for _ in form.parameters]
+    return Problem(form, x, mu, normal(n_components).log_softmax(0), parameters, normal(n_samples))
+
+
+def conditioned(values: Tensor, leaves: Sequence[Tensor], sizes: Sequence[Tensor]) -> Tensor:
+    """|v| + Σ |size · ∂v/∂leaf|: what a rounding of each leaf, of that size, and of the value moves it by, per eps."""
+    slopes = torch.autograd.grad(values.sum(), leaves, retain_graph=True, materialize_grads=True)
+    return values.detach().abs() + sum(
+        (leaf * slope).abs().detach() for leaf, slope in zip(leaves, slopes, strict=True)
+    )
+
+
+def bounds(of: Problem) -> list[Tensor]:
+    """What rounding may move each of `fused` by: the first order, by autograd in float64, of each pair's parts.
+
+    A score that moves by δ moves L by r·δ, and a responsibility by at most r·(δ + its mean over components).
+    """
+    wide, form = of.wide(), of.form
+    x, mu = wide.x.detach()[:, None], wide.mu.detach()
+    own = [p[:, None] if p.ndim == 1 and form.shape == "features" else p for p in wide.parameters]
+    if form.shape == "features":
+        pair, arms = x - mu, (1.0, 1.0)
+        size = pair
+    elif form.shape == "square":
+        pair, arms = (x - mu).square().sum(-1), (2 * (x - mu).abs(),) * 2
+        origin = mu.mean(0)
+        far = (x - origin).square().sum(-1) + (mu - origin).square().sum(-1)
+        size = pair if of.precision == "subtract" else far
+    else:
+        pair, arms = (x * mu).sum(-1), (mu.abs(), x.abs())
+        size = (x * mu).abs().sum(-1)
+    leaves = [pair.requires_grad_(), *(p.detach().expand(pair.shape).clone().requires_grad_() for p in own)]
+    sizes = [size, *leaves[1:]]
+    zero = (torch.zeros_like(pair),) if form.shape == "features" else ()
+    energy = form.function(pair, *zero, *leaves[1:])
+    slope, *shares = torch.autograd.grad(energy.sum(), leaves, create_graph=True, materialize_grads=True)
+    moved = conditioned(energy, leaves, sizes)
+    slope, *shares = (
+        conditioned(each, leaves, sizes) if each.requires_grad else each.abs().expand(pair.shape)
+        for each in (slope, *shares)
+    )
+    if form.shape == "features":
+        energy, moved = energy.sum(-1), moved.sum(-1)
+    else:
+        slope = slope[..., None]
+    moved = moved + wide.log_weights.detach().abs()
+    r = (wide.log_weights - energy).softmax(-1).detach()
+    mean = (r * moved).sum(-1, keepdim=True)
+    weight = wide.towards.abs()[:, None] * r * (1 + moved + mean)
+    spread = weight[..., None] if form.shape == "features" else weight
+    found = [
+        (1 + mean)[:, 0],
+        (weight[..., None] * slope * arms[0]).sum(1),
+        (weight[..., None] * slope * arms[1]).sum(0),
+        weight.sum(0),
+        *((spread * share).sum(0).sum_to_size(p.shape) for share, p in zip(shares, own, strict=True)),
+    ]
+    allowed = ROUNDINGS * torch.finfo(of.x.dtype).eps
+    return [allowed * each.reshape(p.shape) for each, p in zip(found, (found[0], *of.given), strict=True)]
+
+
+def check(of: Problem) -> None:
+    names = ["L", "x", "mu", "log_weights", *of.form.parameters]
+    for name, got, want, bound in zip(names, of.fused(), of.wide().eager(), bounds(of), strict=True):
+        assert got.dtype == of.x.dtype
+        assert got.shape == want.shape
+        error = (got - want).abs()
+        assert (error <= bound).all(), f"{name}: {(error / bound).max():.3g} times what rounding allows"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(("name", "lift"), CASES)
+def test_value_and_gradients_are_those_of_eager_torch(name: str, lift: str, dtype: torch.dtype) -> None:
+    check(problem(name, lift, dtype))
+
+
+@pytest.mark.parametrize(
+    ("name", "lift", "axes"), [("laplace", "sum", 2), ("laplace", "radial", 1), ("huber", "sum", 1)]
+)
+def test_parameters_may_vary_over_components_and_features(name: str, lift: str, axes: int) -> None:
+    check(problem(name, lift, torch.float32, axes=axes))
+
+
+@pytest.mark.parametrize("precision", ["expand", "tf32x3", "tf32", "bf16"])
+def test_products_instead_of_differences(precision: str) -> None:
+    """Far from the origin, of points on a grid around their mean that every format holds: rounding changes none."""
+    some = problem("laplace", "radial", torch.float32, (9, 4, 18))
+    some.x, some.mu = ((each * 8).round() / 8 for each in (some.x, some.mu))
+    some.mu[3] = -some.mu[:3].sum(0)
+    some.x, some.mu, some.precision = some.x + 2.0**13, some.mu + 2.0**13, precision
+    check(some)
+
+
+def test_a_square_is_never_negative() -> None:
+    some = problem("mahalanobis", "own", torch.float32, (11, 11, 18))
+    some.mu[:], some.precision = some.x, "expand"
+    some.log_weights[:] = 0
+    largest_score, _ = gpu.forward(some.form, some.x, some.mu, some.log_weights, some.parameters, some.precision)
+    assert (largest_score <= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "lift", "dtype", "precision", "message"),
+    [
+        ("gaussian", "radial", torch.float32, "fp8", "expected a precision out of"),
+        ("gaussian", "sum", torch.float32, "tf32", "expected precision='subtract' for energies of features"),
+        ("gaussian", "radial", torch.float64, "bf16", "expected precision='subtract' or 'expand'"),
+    ],
+)
+def test_a_precision_that_a_form_does_not_have(
+    name: str, lift: str, dtype: torch.dtype, precision: str, message: str
+) -> None:
+    some = problem(name, lift, dtype)
+    some.precision = precision
+    with pytest.raises(ValueError, match=message):
+        some.fused()
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (130, 1, 5), (5, 130, 1), (0, 3, 2)], ids=str)
+@pytest.mark.parametrize(("name", "lift"), SHAPES)
+def test_any_sizes(name: str, lift: str, sizes: tuple[int, int, int]) -> None:
+    check(problem(name, lift, torch.float32, sizes))
+
+
+@pytest.mark.parametrize(("name", "lift"), [("laplace", "sum"), ("gaussian", "radial")])
+def test_programs_of_several_tiles(name: str, lift: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where samples and components are many: a program takes tile after tile."""
+    monkeypatch.setattr(gpu, "_PROGRAMS", 2)
+    check(problem(name, lift, torch.float32, (70, 50, 2)))
+
+
+@pytest.mark.parametrize(("name", "lift"), [("laplace", "sum"), ("gaussian", "radial")])
+def test_a_common_offset_changes_no_bit(name: str, lift: str) -> None:
+    """Points on a grid, so that moving them rounds nothing."""
+    near = problem(name, lift, torch.float32)
+    near.x, near.mu = ((each * 256).round() / 256 for each in (near.x, near.mu))
+    far = Problem(near.form, near.x + 2.0**13, near.mu + 2.0**13, near.log_weights, near.parameters, near.towards)
+    assert all(torch.equal(a, b) for a, b in zip(near.fused(), far.fused(), strict=True))
+
+
+@pytest.mark.parametrize(("name", "lift"), SHAPES)
+def test_where_a_component_without_weight_is_does_not_matter(name: str, lift: str) -> None:
+    some = problem(name, lift, torch.float32)
+    some.log_weights[1] = -torch.inf
+    value, x, mu, counts, *own = some.fused()
+    assert (mu[1] == 0).all()
+    assert counts[1] == 0
+    some.mu[1] = some.mu[0]
+    assert all(torch.equal(a, b) for a, b in zip((value, x, mu, counts, *own), some.fused(), strict=True))
+
+
+@pytest.mark.parametrize(("name", "lift"), [("laplace", "sum"), ("laplace", "radial"), ("huber", "radial")])
+def test_a_component_at_infinity_has_gradient_0(name: str, lift: str) -> None:
+    some = problem(name, lift, torch.float32)
+    some.mu[1] = torch.inf
+    value, x, mu, counts, *own = some.fused()
+    assert (mu[1] == 0).all()
+    assert counts[1] == 0
+    assert all(each.isfinite().all() for each in (value, x, mu, counts, *own))
+
+
+@pytest.mark.parametrize("lift", ["radial", "sum"])
+def test_infinite_energies_have_gradient_0(lift: str) -> None:
+    """exp(α|u|) overflows for one component of two: 0·∞ is 0."""
+    some = problem("exponential", lift, torch.float32)
+    some.mu[1] = 1000
+    value, x, mu, counts, *own = some.fused()
+    assert (mu[1] == 0).all()
+    assert counts[1] == 0
+    assert all(each.isfinite().all() for each in (value, x, mu, counts, *own))
+
+
+@pytest.mark.parametrize("lift", ["radial", "sum"])
+def test_a_sample_that_nothing_can_have_produced(lift: str) -> None:
+    some = problem("exponential", lift, torch.float32)
+    some.x[4] = 1000
+    value, x, *_ = some.fused()
+    assert value[4] == -torch.inf
+    assert x[4].isnan().all()
+    others = torch.arange(len(value)) != 4
+    assert value[others].isfinite().all()
+    assert x[others].isfinite().all()
+
+
+@pytest.mark.parametrize(("name", "lift"), [case for case in CASES if case[1] == "radial"])
+def test_on_a_location_the_derivative_is_0(name: str, lift: str) -> None:
+    some = problem(name, lift, torch.float32, (3, 1, 2))
+    some.x[:] = some.mu
+    _, x, mu, *_ = some.fused()
+    assert (x == 0).all()
+    assert (mu == 0).all()
+
+
+@pytest.mark.parametrize(("name", "lift"), SHAPES)
+@pytest.mark.usefixtures("_on_this_processor")
+def test_the_public_function_takes_the_engine(name: str, lift: str) -> None:
+    some = problem(name, lift, torch.float64)
+    found = []
+    for backend in ("triton", "eager"):
+        given = [each.clone().requires_grad_() for each in (some.x, some.mu, some.log_weights)]
+        value = mixture_log_partition(given[0], given[1], name, lift, given[2], backend=backend)
+        found.append([value, *torch.autograd.grad(value.sum(), given)])
+    for got, want in zip(*found, strict=True):
+        torch.testing.assert_close(got, want)
+
+
+def test_every_library_function_has_a_stand_in() -> None:
+    module = gpu._module(problem("gaussian", "radial", torch.float64).form, (0,), torch.float64)
+    wanted = set(re.findall(r"libdevice\.(\w+)", " ".join(triton_text._TEXT.values())))
+    assert wanted == set(vars(module.libdevice))
