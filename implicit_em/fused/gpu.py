@@ -300,19 +300,20 @@ def _padded(values: Float[Tensor, "row ..."], count: int) -> Tensor:
 def source(form: Form, axes: Sequence[int], dtype: torch.dtype, precision: str = "subtract") -> str:
     """The Triton text for a form whose parameters have so many axes."""
     names = [f"p{i}" for i in range(len(axes))]
-    bound = dict(zip(form.parameters, names, strict=True))
-    per_component = [name for name, count in zip(form.parameters, axes, strict=True) if count < 2]
+    own = form.energy.arguments[-len(axes) :] if axes else ()
+    bound = dict(zip(own, names, strict=True))
+    per_component = [name for name, count in zip(own, axes, strict=True) if count < 2]
     lists = {
         "names": names,
         "component": [bound[name] for name in per_component],
-        "feature": [bound[name] for name in form.parameters if name not in per_component],
+        "feature": [bound[name] for name in own if name not in per_component],
     }
     energy, unroll, sums = form.energy, _UNROLL, list[str]()
     points = dict(zip(energy.arguments, ("q", "mu") if form.shape == "features" else ("q",), strict=False))
     if form.shape == "features":
         summand, energy = scaled(energy, per_component)
         sums = [_function("summand", summand, points | bound, ["q", "mu", *names])]
-        unroll = _UNROLL if steps(summand, form.parameters) <= _SHORT else 1
+        unroll = _UNROLL if steps(summand, own) <= _SHORT else 1
     constants = {
         "DTYPE": _TYPES[dtype],
         "SHAPE": repr(form.shape),
@@ -329,7 +330,7 @@ def source(form: Form, axes: Sequence[int], dtype: torch.dtype, precision: str =
         *_loads(axes),
         *sums,
         _function("energy", energy, {energy.arguments[0]: "q"} | bound, ["q", *lists["component"]]),
-        _function("slope", form.slope, {form.slope.arguments[0]: "q"} | bound, ["q", *names]),
+        _function("slope", form.slope, dict(zip(form.slope.arguments, ["q", *names], strict=True)), ["q", *names]),
         _slopes(form.parameter_slopes, points | bound, names),
     ]
     text = files("implicit_em.fused").joinpath("template.triton").read_text(encoding="utf-8")
