@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,10 +14,11 @@ import torch
 from torch import Tensor
 from triton.runtime import interpreter
 
-from implicit_em import kernel, mixture_log_partition
+from implicit_em import Kernel, kernel, mixture_log_partition
 from implicit_em.fused import gpu, partition, triton_text
 from implicit_em.fused.form import Form, form_of
 from implicit_em.kernels import kernel_names
+from verify.subject import load_subject
 
 KERNELS = [kernel(name) for name in kernel_names() if kernel(name).geometry != "learned"]
 LIFTS = {"location": ("radial", "sum"), "direction": ("own",), "quadratic": ("own",)}
@@ -79,7 +81,9 @@ class Problem:
         return [value.detach(), *torch.autograd.grad(value, self.given, self.towards, materialize_grads=True)]
 
 
-def problem(name: str, lift: str, dtype: torch.dtype, sizes: Sequence[int] = (9, 3, 2), axes: int = 0) -> Problem:
+def problem(
+    name: str | Kernel, lift: str, dtype: torch.dtype, sizes: Sequence[int] = (9, 3, 2), axes: int = 0
+) -> Problem:
     """Points around 0, parameters between 1 and 2 that have so many axes."""
     form = form_of(kernel(name), lift, dtype)
     n_samples, n_components, n_features = sizes
@@ -166,6 +170,12 @@ def check(of: Problem) -> None:
 @pytest.mark.parametrize(("name", "lift"), CASES)
 def test_value_and_gradients_are_those_of_eager_torch(name: str, lift: str, dtype: torch.dtype) -> None:
     check(problem(name, lift, dtype))
+
+
+@pytest.mark.parametrize("lift", ["radial", "sum"])
+def test_a_kernel_from_a_file_has_them_as_it_is(lift: str) -> None:
+    code = load_subject(str(Path(__file__).resolve().parent.parent / "examples" / "cauchy.py")).code
+    check(problem(code, lift, torch.float32))
 
 
 @pytest.mark.parametrize(

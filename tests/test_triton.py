@@ -20,10 +20,11 @@ from typing import Any
 import pytest
 import torch
 
-from implicit_em import kernel, mixture_log_partition
+from implicit_em import Kernel, kernel, mixture_log_partition
 from implicit_em.fused import gpu
 from implicit_em.fused.form import form_of
 from implicit_em.kernels import kernel_names
+from verify.subject import load_subject
 
 pytestmark = pytest.mark.skipif(platform.system() != "Linux", reason="Triton is made for Linux alone")
 
@@ -100,7 +101,7 @@ class Code:
 @cache
 def compiled(
     target: int,
-    name: str,
+    name: str | Kernel,
     lift: str,
     part: str,
     precision: str = "subtract",
@@ -204,6 +205,12 @@ def test_radial_energies_take_one_exponential(name: str) -> None:
 def test_one_sample_of_one_feature_compiles(part: str) -> None:
     """Triton makes constants of sizes that are 1."""
     assert compiled(90, "laplace", "sum", part, count=1, ones=("D", "COUNT", "PART")).spills == 0
+
+
+@pytest.mark.parametrize("part", PASSES)
+def test_a_kernel_from_a_file_compiles_as_it_is(part: str) -> None:
+    code = load_subject(str(HERE.parent / "examples" / "cauchy.py")).code
+    assert compiled(90, code, "radial", part).spills == 0
 
 
 @pytest.mark.parametrize("part", PASSES)

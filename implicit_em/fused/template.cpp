@@ -46,22 +46,24 @@ inline V location(const Problem& problem, int64_t k, int64_t d) {
   return V(std::isinf(value) ? T(0) : value);
 }
 
-// What a pair is reduced to, for `Rows` components from k on and one group of samples.
-template <int64_t Rows>
-inline void gather(const Problem& problem, const T* tile, int64_t width, int64_t k, Parameters& p,
-                   V (&sums)[Rows][VECTORS]) {
+// What a pair is reduced to, for ROWS components from k on and one group of samples; those beyond the end are the last.
+inline void gather(const Problem& problem, const T* tile, int64_t width, int64_t k, int64_t end, Parameters& p,
+                   V (&sums)[ROWS][VECTORS]) {
   const int64_t D = problem.n_features;
-  for (int64_t i = 0; i < Rows; ++i)
+  const T* rows[ROWS];
+  for (int64_t i = 0; i < ROWS; ++i) {
+    rows[i] = problem.mu + std::min(k + i, end - 1) * D;
     for (int64_t j = 0; j < VECTORS; ++j) sums[i][j] = V(0);
+  }
   for (int64_t first = 0; first < D; first += BLOCK) {
-    V parts[Rows][VECTORS];
-    for (int64_t i = 0; i < Rows; ++i)
+    V parts[ROWS][VECTORS];
+    for (int64_t i = 0; i < ROWS; ++i)
       for (int64_t j = 0; j < VECTORS; ++j) parts[i][j] = V(0);
     for (int64_t d = first; d < std::min(first + BLOCK, D); ++d) {
       V x[VECTORS];
       for (int64_t j = 0; j < VECTORS; ++j) x[j] = V::loadu(tile + d * width + j * LANES);
-      for (int64_t i = 0; i < Rows; ++i) {
-        const V mu(problem.mu[(k + i) * D + d]);
+      for (int64_t i = 0; i < ROWS; ++i) {
+        const V mu(rows[i][d]);
         if (SHAPE == FEATURES) {
           load_component(problem, k + i, p);
           load_feature(problem, k + i, d, p);
@@ -78,18 +80,19 @@ inline void gather(const Problem& problem, const T* tile, int64_t width, int64_t
         }
       }
     }
-    for (int64_t i = 0; i < Rows; ++i)
+    for (int64_t i = 0; i < ROWS; ++i)
       for (int64_t j = 0; j < VECTORS; ++j) sums[i][j] = sums[i][j] + parts[i][j];
   }
 }
 
-// Calls visit(k + i, j, reduced pair, log π_k − d, p) for every pair of a group of samples and components [k, end).
-template <int64_t Rows, typename Visit>
-inline void rows_of_pairs(const Problem& problem, const T* tile, int64_t width, int64_t k, Parameters& p,
-                          const Visit& visit) {
-  V sums[Rows][VECTORS];
-  gather<Rows>(problem, tile, width, k, p, sums);
-  for (int64_t i = 0; i < Rows; ++i) {
+// Calls visit(component, j, reduced pair, log π_k − d, p) for every pair of a group of samples and of ROWS components
+// from k on, or as many as there are before the end.
+template <typename Visit>
+inline void pairs(const Problem& problem, const T* tile, int64_t width, int64_t k, int64_t end, Parameters& p,
+                  const Visit& visit) {
+  V sums[ROWS][VECTORS];
+  gather(problem, tile, width, k, end, p, sums);
+  for (int64_t i = 0; i < std::min(ROWS, end - k); ++i) {
     if (SHAPE != FEATURES) load_component(problem, k + i, p);
     const V log_weight(problem.log_weights[k + i]);
     for (int64_t j = 0; j < VECTORS; ++j) {
@@ -97,13 +100,6 @@ inline void rows_of_pairs(const Problem& problem, const T* tile, int64_t width, 
       visit(k + i, j, sums[i][j], log_weight - d, p);
     }
   }
-}
-
-template <typename Visit>
-inline void pairs(const Problem& problem, const T* tile, int64_t width, int64_t k, int64_t end, Parameters& p,
-                  const Visit& visit) {
-  for (; k + ROWS <= end; k += ROWS) rows_of_pairs<ROWS>(problem, tile, width, k, p, visit);
-  for (; k < end; ++k) rows_of_pairs<1>(problem, tile, width, k, p, visit);
 }
 
 // sum + lost, exactly but for the rounding of `lost`, after a term is added. Source: Knuth (1969).
@@ -135,10 +131,11 @@ extern "C" void forward(const T* x, const T* mu, const T* log_weights, const T* 
         const int64_t end = std::min(first + CHUNK, n_components);
         V before[VECTORS];
         for (int64_t j = 0; j < VECTORS; ++j) before[j] = highest[j];
-        pairs(problem, tile.data(), GROUP, first, end, p, [&](int64_t k, int64_t j, V, V score, Parameters&) {
-          highest[j] = at::vec::maximum(highest[j], score);
-          score.store(scores.data() + (k - first) * GROUP + j * LANES);
-        });
+        for (int64_t k = first; k < end; k += ROWS)
+          pairs(problem, tile.data(), GROUP, k, end, p, [&](int64_t component, int64_t j, V, V score, Parameters&) {
+            highest[j] = at::vec::maximum(highest[j], score);
+            score.store(scores.data() + (component - first) * GROUP + j * LANES);
+          });
         for (int64_t j = 0; j < VECTORS; ++j) {
           const V shift = finite(highest[j]);
           V parts[STRANDS];
@@ -179,18 +176,18 @@ struct Tile {
 };
 
 // g·r for every pair, Σ_n g·r, and what the pair's own parameters get.
-template <int64_t Rows, bool WithParameters>
-inline void responsibilities(const Problem& problem, const Tile& tile, int64_t first, int64_t k, Parameters& p,
-                             const Sums& sums) {
+template <bool WithParameters>
+inline void responsibilities(const Problem& problem, const Tile& tile, int64_t first, int64_t k, int64_t end,
+                             Parameters& p, const Sums& sums) {
   constexpr int64_t OWN = SHAPE == FEATURES ? 0 : N_PARAMETERS;
-  V counts[Rows], shares[Rows][OWN + 1];
-  for (int64_t i = 0; i < Rows; ++i) {
+  V counts[ROWS], shares[ROWS][OWN + 1];
+  for (int64_t i = 0; i < ROWS; ++i) {
     counts[i] = V(0);
     for (int64_t a = 0; a < OWN; ++a) shares[i][a] = V(0);
   }
   for (int64_t n = 0; n < tile.width; n += GROUP) {
-    rows_of_pairs<Rows>(problem, tile.x + n, tile.width, k, p,
-                        [&](int64_t component, int64_t j, V pair, V score, Parameters& own) {
+    pairs(problem, tile.x + n, tile.width, k, end, p,
+          [&](int64_t component, int64_t j, V pair, V score, Parameters& own) {
       const int64_t i = component - k, at = n + j * LANES;
       const V r = (score - V::loadu(tile.top + at)).exp() * V::loadu(tile.scale + at);
       const V impossible = r == V(0);  // its slopes may be ∞: 0·∞ is 0 here
@@ -208,7 +205,7 @@ inline void responsibilities(const Problem& problem, const Tile& tile, int64_t f
       weight.store(tile.weights + (component - first) * tile.width + at);
     });
   }
-  for (int64_t i = 0; i < Rows; ++i) {
+  for (int64_t i = 0; i < std::min(ROWS, end - k); ++i) {
     sums.log_weights[k + i] += sum_of_lanes(counts[i]);
     if (WithParameters)
       for (int64_t a = 0; a < OWN; ++a)
@@ -276,23 +273,27 @@ inline void towards_samples(const Problem& problem, const Tile& tile, int64_t fi
     }
 }
 
-// ∂L/∂μ of `Features` features of `Rows` components, from their weights.
-template <int64_t Rows, int64_t Features>
-inline void towards_locations(const Problem& problem, const Tile& tile, int64_t first, int64_t k, int64_t d,
-                              const Sums& sums) {
-  V totals[Rows][Features];
-  for (int64_t i = 0; i < Rows; ++i)
-    for (int64_t c = 0; c < Features; ++c) totals[i][c] = V(0);
-  for (int64_t n = 0; n < tile.width; n += LANES) {
-    V weights[Rows];
-    for (int64_t i = 0; i < Rows; ++i) weights[i] = V::loadu(tile.weights + (k + i - first) * tile.width + n);
+// ∂L/∂μ of `Features` features of ROWS components from k on; those beyond the end are the last, and not kept.
+template <int64_t Features>
+inline void towards_locations(const Problem& problem, const Tile& tile, int64_t first, int64_t k, int64_t end,
+                              int64_t d, const Sums& sums) {
+  V totals[ROWS][Features], locations[ROWS][Features];
+  const T* weights[ROWS];
+  for (int64_t i = 0; i < ROWS; ++i) {
+    const int64_t component = std::min(k + i, end - 1);
+    weights[i] = tile.weights + (component - first) * tile.width;
     for (int64_t c = 0; c < Features; ++c) {
-      const V x = V::loadu(tile.x + (d + c) * tile.width + n);
-      for (int64_t i = 0; i < Rows; ++i)
-        totals[i][c] = at::vec::fmadd(weights[i], arm_of_location(x, location(problem, k + i, d + c)), totals[i][c]);
+      totals[i][c] = V(0);
+      locations[i][c] = location(problem, component, d + c);
     }
   }
-  for (int64_t i = 0; i < Rows; ++i)
+  for (int64_t n = 0; n < tile.width; n += LANES)
+    for (int64_t c = 0; c < Features; ++c) {
+      const V x = V::loadu(tile.x + (d + c) * tile.width + n);
+      for (int64_t i = 0; i < ROWS; ++i)
+        totals[i][c] = at::vec::fmadd(V::loadu(weights[i] + n), arm_of_location(x, locations[i][c]), totals[i][c]);
+    }
+  for (int64_t i = 0; i < std::min(ROWS, end - k); ++i)
     for (int64_t c = 0; c < Features; ++c)
       sums.mu[(k + i) * problem.n_features + d + c] += sum_of_lanes(totals[i][c]);
 }
@@ -303,9 +304,8 @@ inline void features(const Problem& problem, const Tile& tile, int64_t first, in
   if (towards_x)
     for (int64_t n = 0; n < tile.width; n += GROUP)
       towards_samples<Features>(problem, tile, first, end, d, n, towards_x);
-  int64_t k = first;
-  for (; k + ROWS <= end; k += ROWS) towards_locations<ROWS, Features>(problem, tile, first, k, d, sums);
-  for (; k < end; ++k) towards_locations<1, Features>(problem, tile, first, k, d, sums);
+  for (int64_t k = first; k < end; k += ROWS)
+    towards_locations<Features>(problem, tile, first, k, end, d, sums);
 }
 
 template <bool WithParameters>
@@ -339,13 +339,12 @@ void gradients(const Problem& problem, const T* top, const T* total, const T* gr
         std::fill(sum.begin(), sum.end(), T(0));
         for (int64_t first = 0; first < K; first += CHUNK) {
           const int64_t end = std::min(first + CHUNK, K);
-          int64_t k = first;
-          for (; k + ROWS <= end; k += ROWS) responsibilities<ROWS, WithParameters>(problem, tile, first, k, p, sums);
-          for (; k < end; ++k) responsibilities<1, WithParameters>(problem, tile, first, k, p, sums);
+          for (int64_t k = first; k < end; k += ROWS)
+            responsibilities<WithParameters>(problem, tile, first, k, end, p, sums);
           if (SHAPE == FEATURES) {
             std::fill(part.begin(), part.end(), T(0));
             for (int64_t d = 0; d < D; ++d)
-              for (k = first; k < end; ++k)
+              for (int64_t k = first; k < end; ++k)
                 feature<WithParameters>(problem, tile, first, k, d, p, sums, part.data());
             for (int64_t i = 0; i < D * width; ++i) sum[i] += part[i];
           } else {
