@@ -619,7 +619,7 @@ def bench(
     """Time mixture_log_partition beside torch.compile, eager torch and KeOps of the plain formula, in one run.
 
     On the same data, in turns: times as ratios to the fused path, and beside each the largest error. Then what the
-    problem needs at least, at the peaks that this machine shows in the same run. Without a kernel it takes every
+    problem takes at the rates that torch's own loops show in the same run. Without a kernel it takes every
     built-in one that can be fused. What cannot run is shown as not run. Exits with 0 whatever is the fastest.
     """
     from verify.bench import PASSES, bench_table, cases, write_plot

@@ -1,4 +1,4 @@
-"""What a problem needs at least, and how fast this machine does it: the least time that a pass can take.
+"""What a problem needs, and how fast torch's own loops do it on this machine: a yardstick for the time of a pass.
 
 The work is counted from the kernel's own program. Peaks are measured in the same run, by torch's own loops on all
 threads: they are what this machine is seen to do, not what its maker says.
