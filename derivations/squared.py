@@ -6,7 +6,7 @@ guard against, the overflow of u², has happened by then or has not.
 
 from __future__ import annotations
 
-from sympy import Expr, Symbol, exp, sqrt
+from sympy import Expr, Mul, Symbol, exp, fraction, sqrt
 
 from derivations.atoms import hypot, log1p, log1p_square, product, ratio, softplus
 from derivations.geometry import u
@@ -23,7 +23,7 @@ def squared_forms(kernel: Kernel) -> dict[str, tuple[tuple[Symbol, ...], Expr]]:
     forms = stable_forms(kernel)
     arguments = (square, *kernel.parameters)
     return {
-        "energy_of_square": (arguments, of_square(forms["energy"][1])),
+        "energy_of_square": (arguments, of_square(forms["energy"][1]).replace(_is_product, _one_quotient)),
         "weight_of_square": (arguments, of_square(forms["irls_weight"][1])),
     }
 
@@ -35,6 +35,16 @@ def of_square(form: Expr) -> Expr:
     for atom in (ratio, product):
         form = form.replace(atom, atom.define)
     return form.subs(u, sqrt(square)).replace(softplus, _one_sided)
+
+
+def _is_product(expr: Expr) -> bool:
+    return isinstance(expr, Mul)
+
+
+def _one_quotient(term: Mul) -> Expr:
+    """A product with one division: what parameters alone make of the divisor is there once for all pairs."""
+    top, bottom = fraction(term)
+    return ratio(top, bottom) if bottom.free_symbols else term
 
 
 def _one_sided(x: Expr) -> Expr:

@@ -86,10 +86,10 @@ def log_normalizer(sigma: Tensor) -> Tensor:
 
 
 def energy_of_square(square: Tensor, sigma: Tensor) -> Tensor:
-    """square/(2*sigma**2)"""
-    t0 = square / sigma
-    t1 = t0 / sigma
-    t2 = 0.5 * t1
+    """ratio(square, 2*sigma**2)"""
+    t0 = sigma * sigma
+    t1 = 2.0 * t0
+    t2 = square / t1
     return t2
 
 

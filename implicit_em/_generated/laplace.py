@@ -81,7 +81,7 @@ def log_normalizer(b: Tensor) -> Tensor:
 
 
 def energy_of_square(square: Tensor, b: Tensor) -> Tensor:
-    """sqrt(square)/b"""
+    """ratio(sqrt(square), b)"""
     t0 = torch.sqrt(square)
     t1 = t0 / b
     return t1

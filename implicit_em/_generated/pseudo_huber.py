@@ -127,13 +127,13 @@ def log_normalizer(delta: Tensor) -> Tensor:
 
 
 def energy_of_square(square: Tensor, delta: Tensor) -> Tensor:
-    """delta*square/(delta + sqrt(delta**2 + square))"""
-    t0 = delta * delta
-    t1 = t0 + square
-    t2 = torch.sqrt(t1)
-    t3 = delta + t2
-    t4 = square / t3
-    t5 = t4 * delta
+    """ratio(delta*square, delta + sqrt(delta**2 + square))"""
+    t0 = square * delta
+    t1 = delta * delta
+    t2 = t1 + square
+    t3 = torch.sqrt(t2)
+    t4 = delta + t3
+    t5 = t0 / t4
     return t5
 
 

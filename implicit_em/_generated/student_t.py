@@ -118,10 +118,10 @@ def log_normalizer(nu: Tensor, sigma: Tensor) -> Tensor:
 
 
 def energy_of_square(square: Tensor, nu: Tensor, sigma: Tensor) -> Tensor:
-    """log1p(square/(nu*sigma**2))"""
-    t0 = square / nu
-    t1 = t0 / sigma
-    t2 = t1 / sigma
+    """log1p(ratio(square, nu*sigma**2))"""
+    t0 = sigma * sigma
+    t1 = t0 * nu
+    t2 = square / t1
     t3 = torch.log1p(t2)
     return t3
 

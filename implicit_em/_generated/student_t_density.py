@@ -163,12 +163,12 @@ def log_normalizer(nu: Tensor, sigma: Tensor) -> Tensor:
 
 
 def energy_of_square(square: Tensor, nu: Tensor, sigma: Tensor) -> Tensor:
-    """(nu/2 + 1/2)*log1p(square/(nu*sigma**2))"""
+    """(nu/2 + 1/2)*log1p(ratio(square, nu*sigma**2))"""
     t0 = 0.5 * nu
     t1 = t0 + 0.5
-    t2 = square / nu
-    t3 = t2 / sigma
-    t4 = t3 / sigma
+    t2 = sigma * sigma
+    t3 = t2 * nu
+    t4 = square / t3
     t5 = torch.log1p(t4)
     t6 = t1 * t5
     return t6
