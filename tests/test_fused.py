@@ -14,7 +14,7 @@ from torch import Tensor
 import implicit_em as ie
 from implicit_em.fused import cpu, partition
 from implicit_em.fused.form import form_of
-from implicit_em.fused.program import traced
+from implicit_em.fused.program import slopes, traced
 from verify.checks import CHECKS
 from verify.checks.fused import lifts_of
 from verify.settings import Settings
@@ -233,6 +233,13 @@ def test_a_kernel_from_a_file_is_fused_as_it_is() -> None:
     x, mu = torch.randn(20, 3), torch.randn(4, 3)
     plain = torch.logsumexp(-torch.log1p((x[:, None] - mu).square().sum(-1)), -1)
     assert_close([ie.mixture_log_partition(x, mu, code, backend="compile", gamma=1.0)], [plain])
+
+
+@pytest.mark.parametrize("function", [torch.tanh, torch.sigmoid, torch.erf, torch.asinh, torch.hypot, torch.expm1])
+def test_derivatives_of_what_energies_are_made_of_are_traced(function: Callable[..., Tensor]) -> None:
+    """Autograd has operations of its own for some."""
+    arity = 2 if function is torch.hypot else 1
+    assert len(traced(slopes(function, 0), arity, torch.float32).results) == arity
 
 
 def test_what_is_not_elementwise_is_refused() -> None:

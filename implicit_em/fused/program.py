@@ -98,6 +98,12 @@ class _Reader:
             return operands[1]
         if name in _COPIES:
             return operands[0]
+        if name == "tanh_backward":
+            grad, value = operands
+            return self._emit("mul", grad, self._emit("sub", 1.0, self._emit("mul", value, value)))
+        if name == "sigmoid_backward":
+            grad, value = operands
+            return self._emit("mul", self._emit("mul", grad, self._emit("sub", 1.0, value)), value)
         if name == "masked_fill":
             kept, mask, value = operands
             return self._emit("where", mask, value, kept)
