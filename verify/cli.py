@@ -520,14 +520,14 @@ def primitives(
 ) -> None:
     """Measure the rounding error of each torch primitive on this machine; budgets rest on it."""
     from verify.listing import primitive_table
-    from verify.primitives import OPERATIONS, cache_directory, measure, store, unmeasured
+    from verify.primitives import cache_directory, measure, operations_of, store, unmeasured
 
     tables = []
     # float64 first: it is what float32 is measured against.
     for kind, name in product(backend or _measured_backends(), sorted(dtype or _computing(), reverse=True)):
-        chosen = unmeasured(name, backend=kind) if missing else list(OPERATIONS)
+        chosen = unmeasured(name, backend=kind) if missing else operations_of(kind)
         if not chosen:
-            click.echo(f"{name} {kind}: all {len(OPERATIONS)} primitives are measured as this processor runs them")
+            click.echo(f"{name} {kind}: all {len(operations_of(kind))} primitives are measured as this processor runs them")
             continue
         with _fraction(f"measuring {name} {kind}") as advance:
             table = measure(name, seed=seed, depth=depth, names=chosen, progress=advance, backend=kind)

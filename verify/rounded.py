@@ -43,6 +43,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "erf": (-1.0, 1.0),
     "cosh": (1.0, np.inf),
     "exp": (0.0, np.inf),
+    "fused_exp": (0.0, 1.0),
     "sqrt": (0.0, np.inf),
     "hypot": (0.0, np.inf),
     "scaled_k1": (0.0, np.inf),

@@ -80,10 +80,11 @@ def backward(
     towards_mu = x.new_zeros((count, *mu.shape), dtype=torch.float64)
     counts = x.new_zeros((count, n_components), dtype=torch.float64)
     own = x.new_zeros((count, n_parameters, *per_parameter), dtype=torch.float64) if shares else None
+    near = mu.masked_fill(mu.isinf(), 0)
     library = _library(form, tuple(p.ndim for p in parameters), x.dtype)
     library.backward(
         *_problem(x, mu, log_weights, parameters),
-        *map(pointer, (top, total, towards)),
+        *map(pointer, (near, top, total, towards)),
         ctypes.c_int64(count),
         *map(pointer, (towards_x, towards_mu, counts, own)),
     )
@@ -93,6 +94,14 @@ def backward(
             shares.reshape(*p.shape, -1).sum(-1).to(x.dtype) for shares, p in zip(own.sum(0), parameters, strict=True)
         ]
     return towards_x, towards_mu.sum(0).to(x.dtype), counts.sum(0).to(x.dtype), towards_parameters
+
+
+def exponential(x: Tensor) -> Tensor:
+    """What the loops take for e^x where x ≤ 0, elementwise: 0 where that is below half the smallest normal number."""
+    given = x.contiguous()
+    result = torch.empty_like(given)
+    _exponential_library(x.dtype).exponentials(pointer(given), ctypes.c_int64(given.numel()), pointer(result))
+    return result
 
 
 def source(form: Form, axes: Sequence[int], dtype: torch.dtype) -> str:
@@ -113,7 +122,7 @@ def source(form: Form, axes: Sequence[int], dtype: torch.dtype) -> str:
 
 def vectors(dtype: torch.dtype) -> str:
     """What all fused C++ begins with."""
-    headers = ("algorithm", "cmath", "cstdint", "limits", "vector", _HEADER)
+    headers = ("algorithm", "cmath", "cstdint", "limits", "type_traits", "vector", _HEADER, "ATen/cpu/vec/functional_base.h")
     included = [f"#include <{header}>" for header in headers]
     return "\n".join([*included, f"using T = {_C_TYPES[dtype]};", text("vectors.cpp")])
 
@@ -144,6 +153,11 @@ def _function(name: str, program: Program, points: Sequence[str], results: str =
 @cache
 def _library(form: Form, axes: tuple[int, ...], dtype: torch.dtype) -> ctypes.CDLL:
     return compiled(source(form, axes, dtype))
+
+
+@cache
+def _exponential_library(dtype: torch.dtype) -> ctypes.CDLL:
+    return compiled(f"{vectors(dtype)}\n{text('exponential.cpp')}")
 
 
 def compiled(code: str) -> ctypes.CDLL:

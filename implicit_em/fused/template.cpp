@@ -40,12 +40,6 @@ inline void load_feature(const Problem& problem, int64_t k, int64_t d, Parameter
     if (AXES[i] == FEATURE) p[i] = V(problem.parameters[i][k * problem.n_features + d]);
 }
 
-// A component at infinity has weight 0, and 0·∞ is 0 in the gradients.
-inline V location(const Problem& problem, int64_t k, int64_t d) {
-  const T value = problem.mu[k * problem.n_features + d];
-  return V(std::isinf(value) ? T(0) : value);
-}
-
 // What a pair is reduced to, for ROWS components from k on and one group of samples; those beyond the end are the last.
 inline void gather(const Problem& problem, const T* tile, int64_t width, int64_t k, int64_t end, Parameters& p,
                    V (&sums)[ROWS][VECTORS]) {
@@ -133,7 +127,7 @@ extern "C" void forward(const T* x, const T* mu, const T* log_weights, const T* 
         for (int64_t j = 0; j < VECTORS; ++j) before[j] = highest[j];
         for (int64_t k = first; k < end; k += ROWS)
           pairs(problem, tile.data(), GROUP, k, end, p, [&](int64_t component, int64_t j, V, V score, Parameters&) {
-            highest[j] = at::vec::maximum(highest[j], score);
+            highest[j] = at::vec::clamp_min(score, highest[j]);
             score.store(scores.data() + (component - first) * GROUP + j * LANES);
           });
         for (int64_t j = 0; j < VECTORS; ++j) {
@@ -142,8 +136,8 @@ extern "C" void forward(const T* x, const T* mu, const T* log_weights, const T* 
           for (int64_t i = 0; i < STRANDS; ++i) parts[i] = V(0);
           for (int64_t k = 0; k < end - first; ++k)
             parts[k % STRANDS] =
-                parts[k % STRANDS] + (V::loadu(scores.data() + k * GROUP + j * LANES) - shift).exp();
-          const V factor = (before[j] - shift).exp();
+                parts[k % STRANDS] + exponential(V::loadu(scores.data() + k * GROUP + j * LANES) - shift);
+          const V factor = exponential(before[j] - shift);
           sum[j] = sum[j] * factor;
           lost[j] = lost[j] * factor;
           add((parts[0] + parts[1]) + (parts[2] + parts[3]), sum[j], lost[j]);
@@ -172,6 +166,8 @@ struct Tile {
   const T* scale;  // [width]: g/total
   const T* top;    // [width], finite
   T* weights;      // [CHUNK, width]: g·r, times what the shape's slope is the same for in all features
+  const T* nothing;  // [width]: the weights of a component beyond the end
+  const T* near;     // [K, D]: μ, or 0 where that is infinite; such a component has weight 0, and 0·∞ is 0 here
   int64_t width;
 };
 
@@ -189,7 +185,7 @@ inline void responsibilities(const Problem& problem, const Tile& tile, int64_t f
     pairs(problem, tile.x + n, tile.width, k, end, p,
           [&](int64_t component, int64_t j, V pair, V score, Parameters& own) {
       const int64_t i = component - k, at = n + j * LANES;
-      const V r = (score - V::loadu(tile.top + at)).exp() * V::loadu(tile.scale + at);
+      const V r = exponential(score - V::loadu(tile.top + at)) * V::loadu(tile.scale + at);
       const V impossible = r == V(0);  // its slopes may be ∞: 0·∞ is 0 here
       counts[i] = counts[i] + r;
       if (WithParameters && OWN > 0) {
@@ -199,8 +195,8 @@ inline void responsibilities(const Problem& problem, const Tile& tile, int64_t f
       }
       V weight = r;
       if (SHAPE != FEATURES) {
-        weight = ignore(r * slope(pair, V(0), own), impossible, V(0));
-        if (SHAPE == SQUARE) weight = ignore(weight, pair == V(0), V(0));  // at x = μ every derivative is 0
+        const V flat = SHAPE == SQUARE ? pair == V(0) : V(0);  // at x = μ every derivative is 0
+        weight = ignore(r * slope(pair, V(0), own), impossible | flat, V(0));
       }
       weight.store(tile.weights + (component - first) * tile.width + at);
     });
@@ -219,7 +215,7 @@ inline void feature(const Problem& problem, const Tile& tile, int64_t first, int
                     const Sums& sums, T* towards_x) {
   constexpr int64_t OWN = WithParameters ? N_PARAMETERS : 0;
   const int64_t D = problem.n_features;
-  const V mu = location(problem, k, d);
+  const V mu(tile.near[k * D + d]);
   load_component(problem, k, p);
   load_feature(problem, k, d, p);
   V towards_mu(0), shares[OWN + 1];
@@ -248,68 +244,59 @@ inline V arm_of_sample(V x, V mu) { return SHAPE == SQUARE ? x - mu : mu; }
 // And in ∂L/∂μ: x − μ, or −x.
 inline V arm_of_location(V x, V mu) { return SHAPE == SQUARE ? x - mu : x.neg(); }
 
-// ∂L/∂x of `Features` features of a group of samples, from the weights of a chunk of components.
-template <int64_t Features>
-inline void towards_samples(const Problem& problem, const Tile& tile, int64_t first, int64_t end, int64_t d, int64_t n,
-                            T* towards_x) {
-  V x[Features][VECTORS], sums[Features][VECTORS];
-  for (int64_t i = 0; i < Features; ++i)
-    for (int64_t j = 0; j < VECTORS; ++j) {
-      x[i][j] = V::loadu(tile.x + (d + i) * tile.width + n + j * LANES);
-      sums[i][j] = V(0);
-    }
-  for (int64_t k = first; k < end; ++k)
-    for (int64_t i = 0; i < Features; ++i) {
-      const V mu = location(problem, k, d + i);
-      for (int64_t j = 0; j < VECTORS; ++j) {
-        const V weight = V::loadu(tile.weights + (k - first) * tile.width + n + j * LANES);
-        sums[i][j] = at::vec::fmadd(weight, arm_of_sample(x[i][j], mu), sums[i][j]);
+// ∂L/∂x and ∂L/∂μ of `Features` features, from the weights of a chunk of components.
+template <int64_t Features, bool ToSamples>
+inline void features(const Problem& problem, const Tile& tile, int64_t first, int64_t end, int64_t d, const Sums& sums,
+                     T* towards_x) {
+  T parts[Features][LONGEST_TILE];
+  if (ToSamples)
+    for (int64_t c = 0; c < Features; ++c) std::fill(parts[c], parts[c] + tile.width, T(0));
+  for (int64_t k = first; k < end; k += ROWS) {
+    V totals[ROWS][Features], locations[ROWS][Features];
+    const T* weights[ROWS];
+    for (int64_t i = 0; i < ROWS; ++i) {
+      const bool is_there = k + i < end;
+      weights[i] = is_there ? tile.weights + (k + i - first) * tile.width : tile.nothing;
+      for (int64_t c = 0; c < Features; ++c) {
+        totals[i][c] = V(0);
+        locations[i][c] = V(tile.near[(is_there ? k + i : k) * problem.n_features + d + c]);
       }
     }
-  for (int64_t i = 0; i < Features; ++i)
-    for (int64_t j = 0; j < VECTORS; ++j) {
-      T* place = towards_x + (d + i) * tile.width + n + j * LANES;
-      (V::loadu(place) - sums[i][j]).store(place);
-    }
-}
-
-// ∂L/∂μ of `Features` features of ROWS components from k on; those beyond the end are the last, and not kept.
-template <int64_t Features>
-inline void towards_locations(const Problem& problem, const Tile& tile, int64_t first, int64_t k, int64_t end,
-                              int64_t d, const Sums& sums) {
-  V totals[ROWS][Features], locations[ROWS][Features];
-  const T* weights[ROWS];
-  for (int64_t i = 0; i < ROWS; ++i) {
-    const int64_t component = std::min(k + i, end - 1);
-    weights[i] = tile.weights + (component - first) * tile.width;
-    for (int64_t c = 0; c < Features; ++c) {
-      totals[i][c] = V(0);
-      locations[i][c] = location(problem, component, d + c);
-    }
+    for (int64_t n = 0; n < tile.width; n += LANES)
+      for (int64_t c = 0; c < Features; ++c) {
+        const V x = V::loadu(tile.x + (d + c) * tile.width + n);
+        V part;
+        if (ToSamples) part = V::loadu(parts[c] + n);
+        for (int64_t i = 0; i < ROWS; ++i) {
+          const V weight = V::loadu(weights[i] + n);
+          if (ToSamples) part = at::vec::fmadd(weight, arm_of_sample(x, locations[i][c]), part);
+          totals[i][c] = at::vec::fmadd(weight, arm_of_location(x, locations[i][c]), totals[i][c]);
+        }
+        if (ToSamples) part.store(parts[c] + n);
+      }
+    for (int64_t i = 0; i < std::min(ROWS, end - k); ++i)
+      for (int64_t c = 0; c < Features; ++c)
+        sums.mu[(k + i) * problem.n_features + d + c] += sum_of_lanes(totals[i][c]);
   }
-  for (int64_t n = 0; n < tile.width; n += LANES)
-    for (int64_t c = 0; c < Features; ++c) {
-      const V x = V::loadu(tile.x + (d + c) * tile.width + n);
-      for (int64_t i = 0; i < ROWS; ++i)
-        totals[i][c] = at::vec::fmadd(V::loadu(weights[i] + n), arm_of_location(x, locations[i][c]), totals[i][c]);
-    }
-  for (int64_t i = 0; i < std::min(ROWS, end - k); ++i)
+  if (ToSamples)
     for (int64_t c = 0; c < Features; ++c)
-      sums.mu[(k + i) * problem.n_features + d + c] += sum_of_lanes(totals[i][c]);
+      for (int64_t n = 0; n < tile.width; n += LANES) {
+        T* place = towards_x + (d + c) * tile.width + n;
+        (V::loadu(place) - V::loadu(parts[c] + n)).store(place);
+      }
 }
 
 template <int64_t Features>
 inline void features(const Problem& problem, const Tile& tile, int64_t first, int64_t end, int64_t d, const Sums& sums,
                      T* towards_x) {
   if (towards_x)
-    for (int64_t n = 0; n < tile.width; n += GROUP)
-      towards_samples<Features>(problem, tile, first, end, d, n, towards_x);
-  for (int64_t k = first; k < end; k += ROWS)
-    towards_locations<Features>(problem, tile, first, k, end, d, sums);
+    features<Features, true>(problem, tile, first, end, d, sums, towards_x);
+  else
+    features<Features, false>(problem, tile, first, end, d, sums, towards_x);
 }
 
 template <bool WithParameters>
-void gradients(const Problem& problem, const T* top, const T* total, const T* grad, int64_t segments,
+void gradients(const Problem& problem, const T* near, const T* top, const T* total, const T* grad, int64_t segments,
                int32_t threads, T* towards_x, double* mu, double* log_weights, double* parameters) {
   const int64_t N = problem.n_samples, K = problem.n_components, D = problem.n_features;
   const int64_t fitting = TILE_BYTES / (D * int64_t(sizeof(T))) / GROUP * GROUP;
@@ -317,10 +304,10 @@ void gradients(const Problem& problem, const T* top, const T* total, const T* gr
   const int64_t per_parameter = SHAPE == FEATURES ? K * D : K;
 #pragma omp parallel num_threads(threads)
   {
-    std::vector<T> x(D * width), weights(CHUNK * width), scale(width), highest(width);
+    std::vector<T> x(D * width), weights((CHUNK + 1) * width), scale(width), highest(width);
     std::vector<T> sum(D * width), part(SHAPE == FEATURES ? D * width : 0);
     T* const towards = towards_x ? sum.data() : nullptr;
-    const Tile tile{x.data(), scale.data(), highest.data(), weights.data(), width};
+    const Tile tile{x.data(), scale.data(), highest.data(), weights.data(), weights.data() + CHUNK * width, near, width};
     Parameters p;
     load_scalars(problem, p);
     // Segments, and not threads, own the sums: the result is the same, bit by bit, for any number of threads.
@@ -365,11 +352,11 @@ void gradients(const Problem& problem, const T* top, const T* total, const T* gr
 // Σ over samples of g ∂L/∂μ, g ∂L/∂log π and g ∂L/∂θ for each segment of samples, and g ∂L/∂x; the sums start at 0.
 // towards_x or parameters may be null: they are not computed then.
 extern "C" void backward(const T* x, const T* mu, const T* log_weights, const T* const* parameters, int64_t n_samples,
-                         int64_t n_components, int64_t n_features, int32_t threads, const T* top, const T* total,
-                         const T* grad, int64_t segments, T* towards_x, double* towards_mu,
+                         int64_t n_components, int64_t n_features, int32_t threads, const T* near, const T* top,
+                         const T* total, const T* grad, int64_t segments, T* towards_x, double* towards_mu,
                          double* towards_log_weights, double* towards_parameters) {
   const Problem problem{x, mu, log_weights, parameters, n_samples, n_components, n_features};
   const auto chosen = towards_parameters ? gradients<true> : gradients<false>;
-  chosen(problem, top, total, grad, segments, threads, towards_x, towards_mu, towards_log_weights,
+  chosen(problem, near, top, total, grad, segments, threads, towards_x, towards_mu, towards_log_weights,
          towards_parameters);
 }

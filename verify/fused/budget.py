@@ -23,8 +23,10 @@ BLOCK = 8
 CHUNK = 32
 # The exponentials of a chunk: so many sums side by side. Sums of chunks carry what rounding takes from them.
 STRANDS = 4
-# Sums over samples: this many at most in the format, the rest in float64.
+# Sums over samples: those of a tile in the format, in vectors of 32 bytes or more whose lanes add up in halves; the rest
+# in float64.
 LONGEST_TILE = 512
+SHORTEST_VECTOR = 32
 
 
 def budgets(subject: Subject, form: Form, problem: Problem, arithmetic: Arithmetic) -> Budgets:
@@ -55,7 +57,8 @@ class _Loops:
         self.over_components = _depth(count, CHUNK)
         # The last one is the rounding of what was carried, and of its sum with the rest.
         self.over_exponentials = _depth(min(count, CHUNK), -(-CHUNK // STRANDS)) + 2
-        self.over_samples = min(len(problem.x), LONGEST_TILE) + 1
+        lanes = SHORTEST_VECTOR // arithmetic.fmt.torch_dtype.itemsize
+        self.over_samples = min(len(problem.x), LONGEST_TILE // lanes + lanes.bit_length() - 1) + 1
 
     def values(self) -> Budgets:
         pairs = run(self.form.function, [*self.points, *self.parameters.values()])
@@ -69,7 +72,7 @@ class _Loops:
         # The largest score is among the others: what it is taken from itself leaves 0.
         gap = scores - _wide(top)
         gap = Rounded(self.arithmetic, gap.low, np.minimum(gap.high, 0))
-        weights = _absent(gap.rising("exp", np.exp, lambda y: y), impossible)
+        weights = _absent(gap.rising("fused_exp", np.exp, lambda y: y), impossible)
         total = self.summed(self.rescaled(weights), -1, self.over_exponentials)
         total = Rounded(self.arithmetic, np.maximum(total.low, 1), total.high)
         share = weights * (self.arithmetic.point(self.problem.towards[:, None]) / _wide(total))
@@ -86,7 +89,7 @@ class _Loops:
         chunks = -(-self.problem.mu.shape[0] // CHUNK)
         if chunks == 1:
             return weights
-        relative, _, _ = self.arithmetic.rounding("exp")
+        relative, _, _ = self.arithmetic.rounding("fused_exp")
         # A factor's exponent is rounded, too; the exponents of all are of one sign, and add up to the whole gap.
         lowest = np.log(np.maximum(weights.low, self.arithmetic.fmt.min_normal))
         room = chunks * (relative + self.arithmetic.fmt.unit_roundoff) - lowest * self.arithmetic.fmt.unit_roundoff

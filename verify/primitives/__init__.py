@@ -1,7 +1,7 @@
 """The rounding error of each torch primitive: what is measured, how, and the tables that keep it."""
 
 from verify.primitives.measurement import DEPTHS, measure
-from verify.primitives.operations import OPERATIONS, Operation
+from verify.primitives.operations import OPERATIONS, Operation, operations_of
 from verify.primitives.tables import MissingTable, Primitive, Table, cache_directory, load_table, store, unmeasured
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "cache_directory",
     "load_table",
     "measure",
+    "operations_of",
     "store",
     "unmeasured",
 ]

@@ -22,7 +22,7 @@ from torch import Tensor
 from verify.formats import FORMATS, Format, format_of
 from verify.machine import cpu_model
 from verify.primitives.errors import NOTHING_SEEN, Tally, differences, judge_by_arb, judge_by_float64
-from verify.primitives.operations import OPERATIONS, Operation, compiled_operation, fingerprint
+from verify.primitives.operations import OPERATIONS, Operation, compiled_operation, fingerprint, operations_of
 from verify.primitives.samples import neighbours, sample
 from verify.primitives.tables import Layout, MissingTable, Primitive, Table, load_table
 
@@ -183,7 +183,7 @@ def measure(
     device: str = "cpu",
     backend: str = "eager",
 ) -> Table:
-    """Measures primitives of OPERATIONS.
+    """Measures primitives of a backend.
 
     Args:
         dtype: "float32" or "float64".
@@ -206,7 +206,7 @@ def measure(
     jobs = 1 if depth == "quick" else torch.get_num_threads()
     sweeps = dtype == "float32" and depth == "full"
 
-    chosen = {name: OPERATIONS[name] for name in (OPERATIONS if names is None else names)}
+    chosen = {name: OPERATIONS[name] for name in (operations_of(backend) if names is None else names)}
     tasks = [
         (name, partial(_sample_task, name, backend, dtype, seed, shard))
         for name in chosen

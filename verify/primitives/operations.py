@@ -15,6 +15,7 @@ from flint import arb
 from numpy.typing import NDArray
 from torch import Tensor
 
+from implicit_em.fused import cpu
 from verify.backends import compiled
 from verify.formats import Format, format_of
 
@@ -79,6 +80,7 @@ class Operation:
     `exact` encloses the true value for finite arguments. Where that is no number (a pole, an argument outside
     of the domain) or where an argument is not finite, `limit` gives what IEEE arithmetic returns.
     The error is relative to max(|exact|, `floor`). The first layout also makes the float64 reference.
+    `is_compiled` says that the function runs C++ of its own, and so belongs to the backend compile.
     """
 
     name: str
@@ -90,6 +92,7 @@ class Operation:
     range: tuple[float, float] = (-math.inf, math.inf)
     floor: float = 0.0
     layouts: Mapping[str, Function] = field(default_factory=lambda: UNARY_LAYOUTS)
+    is_compiled: bool = False
 
 
 def _clamped(x: float) -> Any:
@@ -152,8 +155,23 @@ _ROWS = (
         range=(0.0, 1.0),
         layouts=SOFTMAX_LAYOUTS,
     ),
+    Operation(
+        "fused_exp",
+        lambda x: cpu.exponential(-x),
+        lambda x: _clamped(-x).exp(),
+        lambda x: np.exp(-x),
+        domain="nonnegative",
+        range=(0.0, 1.0),
+        layouts={"contiguous": _contiguous},
+        is_compiled=True,
+    ),
 )
 OPERATIONS: dict[str, Operation] = {row.name: row for row in _ROWS}
+
+
+def operations_of(backend: str) -> list[str]:
+    """The names of the primitives that a backend has."""
+    return [name for name, operation in OPERATIONS.items() if backend == "compile" or not operation.is_compiled]
 
 
 # -----------------------------------------------------------------------------
@@ -186,11 +204,13 @@ def _compiled_probes(dtype: str) -> dict[str, Tensor]:
     def everything(inputs: Mapping[str, tuple[Tensor, ...]]) -> dict[str, Tensor]:
         return {name: _first_layout(OPERATIONS[name])(*arguments) for name, arguments in inputs.items()}
 
+    def inputs(are_compiled: bool) -> dict[str, tuple[Tensor, ...]]:
+        fmt, rows = format_of(dtype), OPERATIONS.items()
+        return {name: probes(operation, fmt) for name, operation in rows if operation.is_compiled == are_compiled}
+
     with torch.no_grad():
-        results: dict[str, Tensor] = compiled(everything)(
-            {name: probes(operation, format_of(dtype)) for name, operation in OPERATIONS.items()}
-        )
-    return results
+        results: dict[str, Tensor] = compiled(everything)(inputs(False))
+        return results | everything(inputs(True))
 
 
 def _first_layout(operation: Operation) -> Function:
@@ -199,6 +219,8 @@ def _first_layout(operation: Operation) -> Function:
 
 def compiled_operation(operation: Operation) -> Operation:
     """The operation as Inductor compiles it, on one layout: another one would be other code."""
+    if operation.is_compiled:
+        return operation
     name = next(iter(operation.layouts))
     whole = compiled(_first_layout(operation))
     return replace(operation, layouts={name: lambda _, *arguments: whole(*arguments)})

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from verify.formats import format_of
-from verify.primitives.operations import OPERATIONS, fingerprint
+from verify.primitives.operations import OPERATIONS, fingerprint, operations_of
 
 Basis = Literal["exhaustive", "sampled"]
 
@@ -167,10 +167,11 @@ def load_table(dtype: str, device: str = "cpu", backend: str = "eager") -> Table
         MissingTable: some were not measured on it, or a file cannot be read.
     """
     known = _known(dtype, device, backend)
-    absent = [name for name in OPERATIONS if name not in known]
+    needed = operations_of(backend)
+    absent = [name for name in needed if name not in known]
     if absent:
         where = f"torch {_torch_version()}, {_capability()}, {device}, {backend}, {dtype}"
-        which = "" if len(absent) == len(OPERATIONS) else f" and the code this processor runs of {', '.join(absent)}"
+        which = "" if len(absent) == len(needed) else f" and the code this processor runs of {', '.join(absent)}"
         which_backend = "" if backend == "eager" else f" --backend {backend}"
         remedy = f"run `implicit-em primitives --dtype {dtype}{which_backend} --missing`"
         raise MissingTable(f"no rounding errors were measured for {where}{which}: {remedy}")
@@ -184,7 +185,7 @@ def unmeasured(dtype: str, device: str = "cpu", backend: str = "eager") -> list[
         MissingTable: a file cannot be read.
     """
     known = _known(dtype, device, backend)
-    return [name for name in OPERATIONS if name not in known]
+    return [name for name in operations_of(backend) if name not in known]
 
 
 def _known(dtype: str, device: str, backend: str) -> dict[str, Primitive]:
@@ -194,7 +195,7 @@ def _known(dtype: str, device: str, backend: str) -> dict[str, Primitive]:
         for row in _read(directory / file_name(dtype, device, backend)):
             kept = found.get(row.name)
             better = kept is None or (row.origin["depth"] == "full" and kept.origin["depth"] != "full")
-            if better and row.name in OPERATIONS and row.fingerprint == fingerprint(row.name, dtype, backend):
+            if better and row.name in operations_of(backend) and row.fingerprint == fingerprint(row.name, dtype, backend):
                 found[row.name] = row
     return found
 
