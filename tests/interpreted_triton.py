@@ -68,11 +68,11 @@ class Problem:
 
     def fused(self) -> list[Tensor]:
         """L and its gradients in x, μ, log π and the parameters."""
-        given = (self.form, self.x, self.mu, self.log_weights, self.parameters)
-        top, total = gpu.forward(*given, self.precision)
+        given = (self.form, self.x, self.mu, self.log_weights.double(), self.parameters)
+        value, top, total = gpu.forward(*given, self.precision)
         wanted = {"samples": True, "shares": bool(self.parameters)}
         *found, own = gpu.backward(*given, top, total, self.towards, **wanted, precision=self.precision)
-        return [top + total.log(), *found, *(own or [])]
+        return [value, *found, *(own or [])]
 
     def eager(self) -> list[Tensor]:
         """The same by autograd of the kernel's own torch functions, on the matrix."""
@@ -160,7 +160,7 @@ def bounds(of: Problem) -> list[Tensor]:
 def check(of: Problem) -> None:
     names = ["L", "x", "mu", "log_weights", *of.form.parameters]
     for name, got, want, bound in zip(names, of.fused(), of.wide().eager(), bounds(of), strict=True):
-        assert got.dtype == of.x.dtype
+        assert got.dtype == (torch.float64 if name == "log_weights" else of.x.dtype)
         assert got.shape == want.shape
         error = (got - want).abs()
         assert (error <= bound).all(), f"{name}: {(error / bound).max():.3g} times what rounding allows"
@@ -199,7 +199,7 @@ def test_a_square_is_never_negative() -> None:
     some = problem("mahalanobis", "own", torch.float32, (11, 11, 18))
     some.mu[:], some.precision = some.x, "expand"
     some.log_weights[:] = 0
-    largest_score, _ = gpu.forward(some.form, some.x, some.mu, some.log_weights, some.parameters, some.precision)
+    _, largest_score, _ = gpu.forward(some.form, some.x, some.mu, some.log_weights, some.parameters, some.precision)
     assert (largest_score <= 0).all()
 
 

@@ -275,8 +275,13 @@ FAULTS: list[tuple[str, Old, New, str, str]] = [
      "shares[a] = shares[a] + ignore(weight * out[a]", "huber", "sum/delta"),
     ("one component's parameters for all", "if (AXES[i] == COMPONENT) p[i] = V(problem.parameters[i][k]);",
      "if (AXES[i] == COMPONENT) p[i] = V(problem.parameters[i][0]);", "laplace", "sum/log_partition"),
+    ("the largest score as the loops have it", "if (IS_NARROW) sum = sum +", "if (!IS_NARROW) sum = sum +", "gaussian",
+     "radial/log_partition"),
+    ("another component in the largest one's place", "Bits(Index(component))", "Bits(Index(first))", "student_t",
+     "sum/log_partition"),
     ("16 bits in between", "r = exponential(score - V::loadu(tile.top + at))",
-     "r = V(T(1)/256) * (exponential(score - V::loadu(tile.top + at)) * V(256)).round()", "gaussian", "radial/log_weights"),
+     "r = V(T(1)/256) * (exponential(score - V::loadu(tile.top + at)) * V(256)).round()", "gaussian",
+     "radial/log_weights"),
 ]  # fmt: skip
 
 

@@ -527,7 +527,9 @@ def primitives(
     for kind, name in product(backend or _measured_backends(), sorted(dtype or _computing(), reverse=True)):
         chosen = unmeasured(name, backend=kind) if missing else operations_of(kind)
         if not chosen:
-            click.echo(f"{name} {kind}: all {len(operations_of(kind))} primitives are measured as this processor runs them")
+            click.echo(
+                f"{name} {kind}: all {len(operations_of(kind))} primitives are measured as this processor runs them"
+            )
             continue
         with _fraction(f"measuring {name} {kind}") as advance:
             table = measure(name, seed=seed, depth=depth, names=chosen, progress=advance, backend=kind)

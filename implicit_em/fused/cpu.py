@@ -41,17 +41,20 @@ def forward(
     mu: Float[Tensor, "component feature"],
     log_weights: Float[Tensor, " component"],
     parameters: Sequence[Tensor],
-) -> tuple[Float[Tensor, " sample"], Float[Tensor, " sample"]]:
-    """The largest score log π_k − d_k of each sample, and Σ_k exp(score − largest).
+) -> tuple[Float[Tensor, " sample"], Float[Tensor, " sample"], Float[Tensor, " sample"]]:
+    """L of each sample, its largest score log π_k − d_k, and Σ_k exp(score − largest).
 
     Args:
         form: of the dtype of `x`; all tensors are contiguous, of that dtype, float32 or float64, and on the CPU.
+        log_weights: float64.
         parameters: [], [component] or, for the shape features, [component, feature].
+    Returns:
+        L has the largest score in float64 and is rounded once; the other two are what the loops took and found.
     """
-    top, total = x.new_empty(len(x)), x.new_empty(len(x))
+    value, top, total = (x.new_empty(len(x)) for _ in range(3))
     library = _library(form, tuple(p.ndim for p in parameters), x.dtype)
-    library.forward(*_problem(x, mu, log_weights, parameters), pointer(top), pointer(total))
-    return top, total
+    library.forward(*_problem(x, mu, log_weights, parameters), *map(pointer, (value, top, total)))
+    return value, top, total
 
 
 def backward(
@@ -93,7 +96,7 @@ def backward(
         towards_parameters = [
             shares.reshape(*p.shape, -1).sum(-1).to(x.dtype) for shares, p in zip(own.sum(0), parameters, strict=True)
         ]
-    return towards_x, towards_mu.sum(0).to(x.dtype), counts.sum(0).to(x.dtype), towards_parameters
+    return towards_x, towards_mu.sum(0).to(x.dtype), counts.sum(0), towards_parameters
 
 
 def exponential(x: Tensor) -> Tensor:
@@ -116,13 +119,28 @@ def source(form: Form, axes: Sequence[int], dtype: torch.dtype) -> str:
         _function("energy", form.energy, points),
         _function("slope", form.slope, difference),
         _function("parameter_slopes", form.parameter_slopes, points, ", V* out"),
+        "namespace wide {",
+        "using T = double;",
+        "using V = at::vec::Vectorized<T>;",
+        "constexpr int64_t LANES = V::size();",
+        _function("energy", form.energy, points),
+        "}",
     ]
     return "\n".join([vectors(dtype), *own, template()])
 
 
 def vectors(dtype: torch.dtype) -> str:
     """What all fused C++ begins with."""
-    headers = ("algorithm", "cmath", "cstdint", "limits", "type_traits", "vector", _HEADER, "ATen/cpu/vec/functional_base.h")
+    headers = (
+        "algorithm",
+        "cmath",
+        "cstdint",
+        "limits",
+        "type_traits",
+        "vector",
+        _HEADER,
+        "ATen/cpu/vec/functional_base.h",
+    )
     included = [f"#include <{header}>" for header in headers]
     return "\n".join([*included, f"using T = {_C_TYPES[dtype]};", text("vectors.cpp")])
 

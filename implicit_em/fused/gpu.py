@@ -92,25 +92,27 @@ def forward(
     log_weights: Float[Tensor, " component"],
     parameters: Sequence[Tensor],
     precision: str = "subtract",
-) -> tuple[Float[Tensor, " sample"], Float[Tensor, " sample"]]:
-    """The largest score log π_k − d_k of each sample, and Σ_k exp(score − largest).
+) -> tuple[Float[Tensor, " sample"], Float[Tensor, " sample"], Float[Tensor, " sample"]]:
+    """L of each sample, its largest score log π_k − d_k, and Σ_k exp(score − largest).
 
     Args:
         form: of the dtype of `x`; all tensors are contiguous, of that dtype, float32 or float64, and on one GPU.
+        log_weights: float64, rounded to that dtype here.
         parameters: [], [component] or, for the shape features, [component, feature].
         precision: a name out of `PRECISIONS`; all but "subtract" want the shape square and finite points, and those
             with less than 24 bits float32.
     """
     n_samples = len(x)
     if n_samples == 0:
-        return x.new_empty(0), x.new_empty(0)
+        return x.new_empty(0), x.new_empty(0), x.new_empty(0)
     problem = _Problem(form, x, mu, log_weights, parameters, precision)
     parts = problem.parts("forward", 2)
     top, total = x.new_empty(2, parts.count, problem.width)
     problem.launch(parts, top, total)
-    highest = top.amax(0)
-    total = (total * (top - _finite(highest)).exp()).sum(0)
-    return highest[:n_samples], total[:n_samples]
+    largest = top.amax(0)
+    total = (total * (top - _finite(largest)).exp()).sum(0)[:n_samples]
+    highest = largest[:n_samples]
+    return (highest.double() + total.double().log()).to(x.dtype), highest, total
 
 
 def backward(
@@ -165,7 +167,7 @@ def _towards_components(
     found = None
     if shares:
         found = [_own(share[:, there], count) for share, count in zip(_joined(own), problem.axes, strict=True)]
-    return _joined(towards_mu)[:, there].mT.contiguous(), _joined(counts)[there], found
+    return _joined(towards_mu)[:, there].mT.contiguous(), _joined(counts)[there].double(), found
 
 
 def _own(share: Float[Tensor, "feature component"], axes: int) -> Tensor:
@@ -221,7 +223,7 @@ class _Problem:
         }
         self.width = _multiple(self.n_samples, _LANES)
         self.height = _multiple(self.n_components, self.tiles["towards_components"].lanes)
-        weights = log_weights.new_full((self.height,), -torch.inf)
+        weights = x.new_full((self.height,), -torch.inf)
         weights[: self.n_components] = log_weights
         own = [self.per_component(each if each.ndim else each.expand(self.n_components)) for each in parameters]
         packed = torch.cat([each.flatten() for each in own]) if own else weights

@@ -81,9 +81,10 @@ def mixture_log_partition(
     arguments = {name: own.as_tensor("energy", name, value, wide) for name, value in given.items()}
     points, parameters = _reduced(own, lift, arguments)
     form = form_of(own, lift, wide.dtype)
-    log_weights = wide.new_zeros(len(mu))
+    # In float64: what the normalizer is off by, every L is off by.
+    log_weights = wide.new_zeros(len(mu), dtype=torch.float64)
     if mixing_logits is not None:
-        log_weights = torch.log_softmax(mixing_logits, -1).to(wide)
+        log_weights = torch.log_softmax(mixing_logits.double(), -1).to(x.device)
     laid_out = [_laid_out(name, parameters[name], form, mu) for name in form.parameters]
     return fused(form, *points, log_weights, laid_out, chosen).to(x.dtype)
 
@@ -99,7 +100,8 @@ def fused(
     """log Σ_k exp(log π_k − d_nk) for a form, differentiable in all tensors.
 
     Args:
-        form: of the dtype of all tensors, float32 or float64.
+        form: of the dtype of all tensors but `log_weights`, float32 or float64.
+        log_weights: of any dtype; float64 is used.
         parameters: [], [component] or, for the shape features, [component, feature].
         backend: "compile" for tensors on a CPU, "triton" for those on a GPU.
     Raises:
@@ -109,24 +111,26 @@ def fused(
     for name, given in zip(form.parameters, parameters, strict=True):
         if given.shape not in axes:
             raise ValueError(f"expected {name} for {len(mu)} components, got shape {tuple(given.shape)}")
-    tensors = (each.contiguous() for each in (x, mu, log_weights, *parameters))
+    tensors = (each.contiguous() for each in (x, mu, log_weights.double(), *parameters))
     value: Tensor = _Fused.apply(_FUSED[backend][0], form, *tensors)  # type: ignore[no-untyped-call]
     return value
 
 
 class _Fused(torch.autograd.Function):
-    """Of contiguous tensors of one dtype. Keeps two numbers per sample; backward computes the energies again."""
+    """Of contiguous tensors of one dtype, but log_weights of float64.
+
+    Keeps two numbers per sample; backward computes the energies again.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, engine: ModuleType, form: Form, x: Tensor, mu: Tensor, log_weights: Tensor, *parameters: Tensor
     ) -> Tensor:
-        top: Tensor
-        total: Tensor
-        top, total = engine.forward(form, x, mu, log_weights, parameters)
+        value: Tensor
+        value, top, total = engine.forward(form, x, mu, log_weights, parameters)
         ctx.engine, ctx.form = engine, form
         ctx.save_for_backward(x, mu, log_weights, *parameters, top, total)
-        return top + total.log()
+        return value
 
     @staticmethod
     def backward(ctx: Any, *towards: Tensor) -> tuple[Tensor | None, ...]:
@@ -145,7 +149,7 @@ class _Fused(torch.autograd.Function):
 def _by_autograd(form: Form, inputs: list[Tensor], grad: Tensor) -> tuple[Tensor | None, ...]:
     """The gradients as functions that can be differentiated again."""
     x, mu, log_weights, *parameters = inputs
-    scores = log_weights - form.energies(x, mu, parameters)
+    scores = log_weights.to(x.dtype) - form.energies(x, mu, parameters)
     wanted = [each for each in inputs if each.requires_grad]
     found = iter(torch.autograd.grad(log_partition(-scores), wanted, grad, create_graph=True, materialize_grads=True))
     return tuple(next(found) if each.requires_grad else None for each in inputs)

@@ -5,6 +5,7 @@
 //   energy(q, mu, p)                      the energy of a pair, or of one feature of it where SHAPE is FEATURES
 //   slope(q, mu, p)                       its derivative as the shape wants it, see `Shape`
 //   parameter_slopes(q, mu, p, out)       its derivatives in the parameters
+//   wide::energy(q, mu, p)                the energy again, of float64
 //
 // Lanes are samples. So a sum over components or features needs no horizontal step, and components and features may
 // have any number; only sums over samples, for gradients, end with one.
@@ -20,7 +21,7 @@ using Parameters = V[N_PARAMETERS + 1];
 struct Problem {
   const T* x;            // [N, D]
   const T* mu;           // [K, D]
-  const T* log_weights;  // [K]
+  const double* log_weights;  // [K]
   const T* const* parameters;
   int64_t n_samples, n_components, n_features;
 };
@@ -88,7 +89,7 @@ inline void pairs(const Problem& problem, const T* tile, int64_t width, int64_t 
   gather(problem, tile, width, k, end, p, sums);
   for (int64_t i = 0; i < std::min(ROWS, end - k); ++i) {
     if (SHAPE != FEATURES) load_component(problem, k + i, p);
-    const V log_weight(problem.log_weights[k + i]);
+    const V log_weight(T(problem.log_weights[k + i]));
     for (int64_t j = 0; j < VECTORS; ++j) {
       const V d = SHAPE == FEATURES ? sums[i][j] : energy(sums[i][j], V(0), p);
       visit(k + i, j, sums[i][j], log_weight - d, p);
@@ -103,23 +104,74 @@ inline void add(V term, V& sum, V& lost) {
   sum = total;
 }
 
-// L = top + log total, per sample: the largest score and Σ exp(score − top).
-extern "C" void forward(const T* x, const T* mu, const T* log_weights, const T* const* parameters, int64_t n_samples,
-                        int64_t n_components, int64_t n_features, int32_t threads, T* top, T* total) {
+// wide::LANES numbers in float64, the i-th being number(i).
+template <typename Number>
+inline wide::V widened(const Number& number) {
+  double values[wide::LANES];
+  for (int64_t i = 0; i < wide::LANES; ++i) values[i] = number(i);
+  return wide::V::loadu(values);
+}
+
+// The score of one component for each of wide::LANES samples, in float64; the samples are next to one another in the tile.
+inline wide::V wide_scores(const Problem& problem, const T* tile, int64_t width, const Index* nearest) {
+  const int64_t D = problem.n_features;
+  const T* locations[wide::LANES];
+  for (int64_t i = 0; i < wide::LANES; ++i) locations[i] = problem.mu + nearest[i] * D;
+  wide::V p[N_PARAMETERS + 1], sum(0);
+  for (int64_t a = 0; a < N_PARAMETERS; ++a)
+    if (AXES[a] != FEATURE)
+      p[a] = widened([&](int64_t i) { return problem.parameters[a][AXES[a] == SCALAR ? 0 : nearest[i]]; });
+  for (int64_t d = 0; d < D; ++d) {
+    const wide::V x = widened([&](int64_t i) { return tile[d * width + i]; });
+    const wide::V mu = widened([&](int64_t i) { return locations[i][d]; });
+    for (int64_t a = 0; a < N_PARAMETERS; ++a)
+      if (AXES[a] == FEATURE) p[a] = widened([&](int64_t i) { return problem.parameters[a][nearest[i] * D + d]; });
+    if (SHAPE == FEATURES)
+      sum = sum + wide::energy(x, mu, p);
+    else if (SHAPE == SQUARE)
+      sum = sum + (x - mu) * (x - mu);
+    else
+      sum = sum + x * mu;
+  }
+  const wide::V log_weight = widened([&](int64_t i) { return problem.log_weights[nearest[i]]; });
+  return log_weight - (SHAPE == FEATURES ? sum : wide::energy(sum, wide::V(0), p));
+}
+
+// L of wide::LANES samples from the largest score and Σ exp(score − largest).
+//
+// The rounding of the largest score is most of what L errs, where one component has most of a sample. So that one score is
+// worked out again in float64, and takes the place of the 1 that stands for it in the sum.
+inline wide::V log_partition(const Problem& problem, const T* tile, int64_t width, const Index* nearest, const T* top,
+                             const T* total) {
+  const wide::V highest = widened([&](int64_t i) { return top[i]; }), none(-std::numeric_limits<double>::infinity());
+  wide::V sum = widened([&](int64_t i) { return total[i]; });
+  if (IS_NARROW) sum = sum + (wide_scores(problem, tile, width, nearest) - highest).expm1();
+  return wide::V::blendv(highest + sum.log(), none, highest == none);
+}
+
+// For each sample L, its largest score and Σ exp(score − largest).
+extern "C" void forward(const T* x, const T* mu, const double* log_weights, const T* const* parameters,
+                        int64_t n_samples, int64_t n_components, int64_t n_features, int32_t threads, T* value, T* top,
+                        T* total) {
   const Problem problem{x, mu, log_weights, parameters, n_samples, n_components, n_features};
   const int64_t groups = (n_samples + GROUP - 1) / GROUP;
 #pragma omp parallel num_threads(threads)
   {
     std::vector<T> tile(n_features * GROUP), scores(CHUNK * GROUP);
+    T tops[GROUP], totals[GROUP];
+    double values[GROUP];
+    Index nearest[GROUP];
     Parameters p;
     load_scalars(problem, p);
 #pragma omp for schedule(static)
     for (int64_t group = 0; group < groups; ++group) {
       load_tile(x, n_samples, n_features, group * GROUP, GROUP, tile.data());
       V highest[VECTORS], sum[VECTORS], lost[VECTORS];
+      Bits best[VECTORS];
       for (int64_t j = 0; j < VECTORS; ++j) {
         highest[j] = V(-std::numeric_limits<T>::infinity());
         sum[j] = lost[j] = V(0);
+        best[j] = Bits(0);
       }
       for (int64_t first = 0; first < n_components; first += CHUNK) {
         const int64_t end = std::min(first + CHUNK, n_components);
@@ -127,6 +179,7 @@ extern "C" void forward(const T* x, const T* mu, const T* log_weights, const T* 
         for (int64_t j = 0; j < VECTORS; ++j) before[j] = highest[j];
         for (int64_t k = first; k < end; k += ROWS)
           pairs(problem, tile.data(), GROUP, k, end, p, [&](int64_t component, int64_t j, V, V score, Parameters&) {
+            if (IS_NARROW) best[j] = Bits::blendv(best[j], Bits(Index(component)), bits(score > highest[j]));
             highest[j] = at::vec::clamp_min(score, highest[j]);
             score.store(scores.data() + (component - first) * GROUP + j * LANES);
           });
@@ -143,11 +196,18 @@ extern "C" void forward(const T* x, const T* mu, const T* log_weights, const T* 
           add((parts[0] + parts[1]) + (parts[2] + parts[3]), sum[j], lost[j]);
         }
       }
+      for (int64_t j = 0; j < VECTORS; ++j) {
+        highest[j].store(tops + j * LANES);
+        (sum[j] + lost[j]).store(totals + j * LANES);
+        best[j].store(nearest + j * LANES);
+      }
       const int64_t count = std::min(GROUP, n_samples - group * GROUP);
-      for (int64_t j = 0; j * LANES < count; ++j) {
-        const int64_t there = std::min(LANES, count - j * LANES);
-        highest[j].store(top + group * GROUP + j * LANES, there);
-        (sum[j] + lost[j]).store(total + group * GROUP + j * LANES, there);
+      for (int64_t n = 0; n < count; n += wide::LANES)
+        log_partition(problem, tile.data() + n, GROUP, nearest + n, tops + n, totals + n).store(values + n);
+      for (int64_t n = 0; n < count; ++n) {
+        value[group * GROUP + n] = T(values[n]);
+        top[group * GROUP + n] = tops[n];
+        total[group * GROUP + n] = totals[n];
       }
     }
   }
@@ -351,7 +411,7 @@ void gradients(const Problem& problem, const T* near, const T* top, const T* tot
 
 // Σ over samples of g ∂L/∂μ, g ∂L/∂log π and g ∂L/∂θ for each segment of samples, and g ∂L/∂x; the sums start at 0.
 // towards_x or parameters may be null: they are not computed then.
-extern "C" void backward(const T* x, const T* mu, const T* log_weights, const T* const* parameters, int64_t n_samples,
+extern "C" void backward(const T* x, const T* mu, const double* log_weights, const T* const* parameters, int64_t n_samples,
                          int64_t n_components, int64_t n_features, int32_t threads, const T* near, const T* top,
                          const T* total, const T* grad, int64_t segments, T* towards_x, double* towards_mu,
                          double* towards_log_weights, double* towards_parameters) {

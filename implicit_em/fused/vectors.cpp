@@ -2,7 +2,11 @@
 
 using V = at::vec::Vectorized<T>;
 
+using Index = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+using Bits = at::vec::Vectorized<Index>;
+
 constexpr int64_t LANES = V::size();
+constexpr bool IS_NARROW = sizeof(T) < sizeof(double);
 constexpr int64_t VECTORS = 4;                // registers of samples at a time
 constexpr int64_t GROUP = VECTORS * LANES;    // samples in them
 constexpr int64_t TILE_BYTES = 1 << 16;       // of a tile: what stays in the cache while components pass
@@ -10,6 +14,8 @@ constexpr int64_t LONGEST_TILE = 512;
 static_assert(LONGEST_TILE % GROUP == 0);
 
 constexpr T factorial(int64_t n) { return n < 2 ? T(1) : T(n) * factorial(n - 1); }
+
+inline Bits bits(V value) { return at::vec::cast<Index>(value); }
 
 inline V ignore(V value, V where, V by) { return V::blendv(value, by, where); }
 
@@ -29,8 +35,6 @@ inline double sum_of_lanes(V value) {
   return at::vec::vec_reduce_all<T>([](V a, V b) { return a + b; }, value);
 }
 
-using Bits = at::vec::Vectorized<std::conditional_t<sizeof(T) == 4, int32_t, int64_t>>;
-
 // e^x for x ≤ 0, and 0 where that is less than half the smallest normal number. A library's function would be called, and
 // a call empties the registers; and results below the normal range take many times as long as others.
 //
@@ -48,6 +52,6 @@ inline V exponential(V x) {
   const V r = at::vec::fmadd(n, V(-LOW), at::vec::fmadd(n, V(-HIGH), x));
   V rest(T(1) / factorial(ORDER));
   for (int64_t i = ORDER - 1; i > 1; --i) rest = at::vec::fmadd(rest, r, V(T(1) / factorial(i)));
-  const V power = at::vec::cast<T>(at::vec::cast<typename Bits::value_type>(shifted) << Bits(DIGITS));
+  const V power = at::vec::cast<T>(bits(shifted) << Bits(DIGITS));
   return (at::vec::fmadd(r * r, rest, r) + V(1)) * power;
 }

@@ -83,11 +83,12 @@ def _judged(
     fmt = format_of(dtype)
     form = form_of(subject.code, lift, fmt.torch_dtype)
     arithmetic = arithmetic_of(dtype, device, backend)
+    wide = arithmetic_of("float64", device, backend) if backend == "compile" and dtype == "float32" else None
     found: list[Judged] = []
 
     def visit(problem: Problem) -> None:
         got = _results(form, problem, fmt, device, backend)
-        found.append((got, truths(subject, form, problem), budgets(subject, form, problem, arithmetic)))
+        found.append((got, truths(subject, form, problem), budgets(subject, form, problem, arithmetic, wide)))
 
     # Loops are compiled for one number of axes: float32 has parameters for each component, float64 for all.
     strategy = problems(subject, form, fmt, NUMBERS[profile], dtype == "float32", not has_kinks(subject.kernel.energy))

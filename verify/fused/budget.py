@@ -23,22 +23,33 @@ BLOCK = 8
 CHUNK = 32
 # The exponentials of a chunk: so many sums side by side. Sums of chunks carry what rounding takes from them.
 STRANDS = 4
-# Sums over samples: those of a tile in the format, in vectors of 32 bytes or more whose lanes add up in halves; the rest
-# in float64.
+# Sums over samples: those of a tile in the format, in vectors of 32 bytes or more whose lanes add up in halves; sums of
+# tiles in float64.
 LONGEST_TILE = 512
 SHORTEST_VECTOR = 32
 
 
-def budgets(subject: Subject, form: Form, problem: Problem, arithmetic: Arithmetic) -> Budgets:
-    """For each of `truths`, the interval of results, and nothing where none is correct."""
+# What the last few operations in float64 err, before L is rounded: relative to the largest number among them.
+WIDE_ROOM = np.ldexp(np.longdouble(1), -50)
+
+
+def budgets(subject: Subject, form: Form, problem: Problem, arithmetic: Arithmetic, wide: Arithmetic | None) -> Budgets:
+    """For each of `truths`, the interval of results, and nothing where none is correct.
+
+    Args:
+        wide: what the largest score is worked out in again; None where it is not.
+    """
     with np.errstate(all="ignore"):
-        return _Loops(subject, form, problem, arithmetic).values()
+        loops = _Loops(subject, form, problem, arithmetic)
+        return loops.values(_Loops(subject, form, problem, wide, block=1) if wide else None)
 
 
 class _Loops:
     """Arrays are [sample, component, feature], or [sample, component] where the last has been summed."""
 
-    def __init__(self, subject: Subject, form: Form, problem: Problem, arithmetic: Arithmetic) -> None:
+    def __init__(
+        self, subject: Subject, form: Form, problem: Problem, arithmetic: Arithmetic, block: int = BLOCK
+    ) -> None:
         self.subject, self.form, self.problem, self.arithmetic = subject, form, problem, arithmetic
         trailing = 1 if form.shape == "features" else 0
         self.parameters = {
@@ -46,7 +57,7 @@ class _Loops:
         }
         self.x, self.mu = arithmetic.point(problem.x[:, None, :]), arithmetic.point(problem.near[None, :, :])
         self.gap = self.x - self.mu
-        self.over_features = _depth(problem.x.shape[-1], BLOCK)
+        self.over_features = _depth(problem.x.shape[-1], block)
         if form.shape == "features":
             self.points = [self.x, self.mu]
         elif form.shape == "square":
@@ -59,14 +70,17 @@ class _Loops:
         self.over_exponentials = _depth(min(count, CHUNK), -(-CHUNK // STRANDS)) + 2
         lanes = SHORTEST_VECTOR // arithmetic.fmt.torch_dtype.itemsize
         self.over_samples = min(len(problem.x), LONGEST_TILE // lanes + lanes.bit_length() - 1) + 1
+        self.pairs = run(form.function, [*self.points, *self.parameters.values()])
+        self.pairs = _at(self.pairs, (self.gap if form.shape == "features" else self.points[0]).low.shape)
 
-    def values(self) -> Budgets:
-        pairs = run(self.form.function, [*self.points, *self.parameters.values()])
-        pairs = _at(pairs, (self.gap if self.form.shape == "features" else self.points[0]).low.shape)
-        energies = self.summed(pairs, -1, self.over_features) if self.form.shape == "features" else pairs
-        impossible = np.broadcast_to(self.problem.impossible, energies.low.shape)
-        log_weights = self.arithmetic.point(np.where(impossible, 0, self.problem.log_weights))
-        scores = log_weights - energies
+    def scores(self) -> Rounded:
+        energies = self.summed(self.pairs, -1, self.over_features) if self.form.shape == "features" else self.pairs
+        log_weights = np.where(self.problem.impossible, 0, self.problem.log_weights)
+        return self.arithmetic.point(np.broadcast_to(log_weights, energies.low.shape)) - energies
+
+    def values(self, wide: _Loops | None) -> Budgets:
+        scores = self.scores()
+        impossible = np.broadcast_to(self.problem.impossible, scores.low.shape)
         low, high = (np.where(impossible, -np.inf, side) for side in (scores.low, scores.high))
         top = Rounded(self.arithmetic, low.max(-1), high.max(-1))
         # The largest score is among the others: what it is taken from itself leaves 0.
@@ -78,22 +92,58 @@ class _Loops:
         share = weights * (self.arithmetic.point(self.problem.towards[:, None]) / _wide(total))
         share = _absent(share, impossible)
         return {
-            "log_partition": top + total.rising("log", np.log, lambda _: 1.0 / total),
+            "log_partition": self.log_partition(scores, top, impossible, wide),
             "log_weights": self.summed(share, 0, self.over_samples),
             **self.towards_points(share, impossible),
-            **self.towards_parameters(pairs, share, impossible),
+            **self.towards_parameters(self.pairs, share, impossible),
         }
+
+    def log_partition(self, scores: Rounded, top: Rounded, impossible: Any, wide: _Loops | None) -> Rounded:
+        """log Σ exp(score), whichever score was the largest, with its exact value in its place where there is one.
+
+        The largest score is taken from all and added again, so what it errs cancels: terms are of exp(score) itself.
+        """
+        unit = self.arithmetic.fmt.unit_roundoff
+        relative, floor, _ = self.arithmetic.rounding("fused_exp")
+        reference = top.low[:, None]
+        gap = np.maximum(top.high[:, None] - scores.low, scores.high - reference)
+        room = self.rescaling(gap) + relative + gap * unit
+        least, most = np.exp(scores.low - reference), np.exp(scores.high - reference)
+        flushed = floor * np.exp(top.high[:, None] - reference)
+        least, most = np.maximum(least * (1 - room) - flushed, 0), most * (1 + room)
+        least, most = (np.where(impossible, 0, side) for side in (least, most))
+        size = self.gamma(self.over_exponentials) * most.sum(-1)
+        low, high = least.sum(-1) - size, most.sum(-1) + size
+        if wide is not None:
+            exact = wide.scores()
+            can_be_top = ~impossible & (scores.high >= reference)
+            gained = [
+                np.where(can_be_top, np.exp(end - reference) - usual, sign * np.inf)
+                for end, usual, sign in ((exact.low, least, 1), (exact.high, most, -1))
+            ]
+            low, high = low + gained[0].min(-1), high + gained[1].max(-1)
+        least_log, most_log, reference = np.log(low), np.log(high), reference[:, 0]
+        # The logarithm is taken of a sum between 1 and the number of components.
+        size = np.log(np.longdouble(scores.low.shape[-1])) + np.maximum(np.abs(least_log), np.abs(most_log))
+        room = size * self.arithmetic.rounding("log")[0] if wide is None else (size + np.abs(reference)) * WIDE_ROOM
+        ends = reference + least_log - room, reference + most_log + room
+        return Rounded(self.arithmetic, *self.arithmetic.widen("add", *ends))
 
     def rescaled(self, weights: Rounded) -> Rounded:
         """Weights that were multiplied by exp(old top − new top) after each chunk."""
+        room = self.rescaling(-np.log(np.maximum(weights.low, self.arithmetic.fmt.min_normal)))
+        return Rounded(self.arithmetic, weights.low * (1 - room), weights.high * (1 + room))
+
+    def rescaling(self, gap: Any) -> Any:
+        """What the factors exp(old top − new top), one after each chunk, err together, relatively.
+
+        Their exponents are rounded, too; all are of one sign, and add up to the whole gap to the largest score.
+        """
         chunks = -(-self.problem.mu.shape[0] // CHUNK)
         if chunks == 1:
-            return weights
+            return np.zeros_like(gap)
         relative, _, _ = self.arithmetic.rounding("fused_exp")
-        # A factor's exponent is rounded, too; the exponents of all are of one sign, and add up to the whole gap.
-        lowest = np.log(np.maximum(weights.low, self.arithmetic.fmt.min_normal))
-        room = chunks * (relative + self.arithmetic.fmt.unit_roundoff) - lowest * self.arithmetic.fmt.unit_roundoff
-        return Rounded(self.arithmetic, weights.low * (1 - room), weights.high * (1 + room))
+        return chunks * (relative + self.arithmetic.fmt.unit_roundoff) + gap * self.arithmetic.fmt.unit_roundoff
 
     def towards_points(self, share: Rounded, impossible: Any) -> Budgets:
         """∂/∂x and ∂/∂μ from the weight of each pair."""
@@ -141,11 +191,13 @@ class _Loops:
 
     def summed(self, terms: Rounded, axis: int, depth: int) -> Rounded:
         """Σ along an axis, where no term takes part in more than `depth` additions: off by γ_depth Σ|terms| at most."""
-        unit = self.arithmetic.fmt.unit_roundoff
-        depth = min(depth, terms.low.shape[axis])
-        gamma = depth * unit / (1 - depth * unit)
+        gamma = self.gamma(min(depth, terms.low.shape[axis]))
         size = np.maximum(np.abs(terms.low), np.abs(terms.high)).sum(axis) * gamma
         return Rounded(self.arithmetic, terms.low.sum(axis) - size, terms.high.sum(axis) + size)
+
+    def gamma(self, depth: int) -> Any:
+        unit = self.arithmetic.fmt.unit_roundoff
+        return depth * unit / (1 - depth * unit)
 
 
 def _depth(count: int, block: int) -> int:

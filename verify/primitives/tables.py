@@ -195,7 +195,11 @@ def _known(dtype: str, device: str, backend: str) -> dict[str, Primitive]:
         for row in _read(directory / file_name(dtype, device, backend)):
             kept = found.get(row.name)
             better = kept is None or (row.origin["depth"] == "full" and kept.origin["depth"] != "full")
-            if better and row.name in operations_of(backend) and row.fingerprint == fingerprint(row.name, dtype, backend):
+            if (
+                better
+                and row.name in operations_of(backend)
+                and row.fingerprint == fingerprint(row.name, dtype, backend)
+            ):
                 found[row.name] = row
     return found
 
