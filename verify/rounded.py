@@ -27,6 +27,7 @@ from implicit_em.primitives import exponent_limit
 from verify.formats import Format, format_of
 from verify.oracle import pack
 from verify.primitives import Table, load_table
+from verify.remainders import of_product, of_quotient, of_sum
 
 Long = NDArray[np.longdouble]
 # What long double arithmetic and its libm may err, relative: 8 units of 2⁻⁶⁴. Check `budget.audit` asks Arb.
@@ -52,6 +53,9 @@ RANGES: dict[str, tuple[float, float]] = {
 def is_short(value: float) -> bool:
     """Whether a literal has so few binary digits that it is the number it stands for, and no rounding of one."""
     return float(value * 2**_SHORT).is_integer()
+
+
+Rests = Callable[[], tuple[Long, Long]]
 
 
 @dataclass(frozen=True)
@@ -93,11 +97,19 @@ class Arithmetic:
             floor = (np.longdouble(max(primitive.absolute, 0.5 * correct)) + MARGIN) * self.fmt.min_subnormal
         return relative, floor, primitive.reference_scale != "|y|"
 
-    def widen(self, name: str, low: Long, high: Long, scales: NDArray[np.bool_] | bool = False) -> tuple[Long, Long]:
+    def widen(
+        self,
+        name: str,
+        low: Long,
+        high: Long,
+        scales: NDArray[np.bool_] | bool = False,
+        rests: Rests | None = None,
+    ) -> tuple[Long, Long]:
         """The interval of rounded results, for exact results in [low, high].
 
         Args:
             scales: where the operation only moves the exponent: nothing but underflow and overflow is lost.
+            rests: what long double has left out of both ends, for arithmetic that asks for it.
         """
         primitive, fmt = self.table[name], self.fmt
         unit, floor, above_one = self.rounding(name)
@@ -169,24 +181,36 @@ class Rounded:
         other = self._lift(other)
         low, high = self.low + other.low, self.high + other.high
         cancels = (self._reaches(np.inf) & other._reaches(-np.inf)) | (self._reaches(-np.inf) & other._reaches(np.inf))
-        return self._result("add", *_unless(cancels, low, high), (self, _same), (other, _same))
+        ends = self.arithmetic.widen(
+            "add",
+            *_unless(cancels, low, high),
+            rests=lambda: (of_sum(self.low, other.low), of_sum(self.high, other.high)),
+        )
+        return Rounded(self.arithmetic, *ends, ((self, _same), (other, _same)))
 
     def __sub__(self, other: Any) -> Rounded:
         other = self._lift(other)
         low, high = self.low - other.high, self.high - other.low
         cancels = (self._reaches(np.inf) & other._reaches(np.inf)) | (self._reaches(-np.inf) & other._reaches(-np.inf))
-        return self._result("sub", *_unless(cancels, low, high), (self, _same), (other, Rounded.__neg__))
+        ends = self.arithmetic.widen(
+            "sub",
+            *_unless(cancels, low, high),
+            rests=lambda: (of_sum(self.low, -other.high), of_sum(self.high, -other.low)),
+        )
+        return Rounded(self.arithmetic, *ends, ((self, _same), (other, Rounded.__neg__)))
 
     def __rsub__(self, other: Any) -> Rounded:
         return self._lift(other) - self
 
     def __mul__(self, other: Any) -> Rounded:
         other = self._lift(other)
-        products = [a * b for a in (self.low, self.high) for b in (other.low, other.high)]
+        pairs = [(a, b) for a in (self.low, self.high) for b in (other.low, other.high)]
+        products = [a * b for a, b in pairs]
         undefined = (self._holds_zero & other._unbounded) | (self._unbounded & other._holds_zero)
         low, high = _unless(undefined, _least(products), _most(products))
         scales = self.is_power_of_two | other.is_power_of_two
-        ends = self.arithmetic.widen("mul", low, high, scales)
+        rests = _rests_of_ends(products, lambda: [of_product(a, b) for a, b in pairs])
+        ends = self.arithmetic.widen("mul", low, high, scales, rests)
         return Rounded(self.arithmetic, *ends, ((self, lambda g: g * other), (other, lambda g: g * self)))
 
     def __truediv__(self, other: Any) -> Rounded:
@@ -195,10 +219,12 @@ class Rounded:
         # −0 as an end would give the wrong infinity.
         below, above = other.low + 0.0, np.where(other.high == 0, -0.0, other.high)
         above = np.where((other.high == 0) & (other.low == 0), 0.0, above)
-        quotients = [a / b for a in (self.low, self.high) for b in (below, above)]
+        pairs = [(a, b) for a in (self.low, self.high) for b in (below, above)]
+        quotients = [a / b for a, b in pairs]
         undefined = straddles | (self._unbounded & other._unbounded) | (self._holds_zero & other._holds_zero)
         low, high = _unless(undefined, _least(quotients), _most(quotients))
-        ends = self.arithmetic.widen("div", low, high, other.is_power_of_two)
+        rests = _rests_of_ends(quotients, lambda: [of_quotient(a, b) for a, b in pairs])
+        ends = self.arithmetic.widen("div", low, high, other.is_power_of_two, rests)
         result = Rounded(self.arithmetic, *ends, ((self, lambda g: g / other),))
         result.parents = (*result.parents, (other, lambda g: -g * (result / other)))
         return result
@@ -297,6 +323,19 @@ def _least(ends: Sequence[Long]) -> Long:
 
 def _most(ends: Sequence[Long]) -> Long:
     return np.maximum(np.maximum(ends[0], ends[1]), np.maximum(ends[2], ends[3]))
+
+
+def _rests_of_ends(ends: Sequence[Long], rests: Callable[[], Sequence[Long]]) -> Rests:
+    """What was left out of the least and of the largest of `ends`."""
+
+    def found() -> tuple[Long, Long]:
+        known = list(zip(ends, rests(), strict=True))
+        low, high = _least(ends), _most(ends)
+        least = _least([np.where(end == low, rest, np.inf) for end, rest in known])
+        most = _most([np.where(end == high, rest, -np.inf) for end, rest in known])
+        return least, most
+
+    return found
 
 
 def _hull(first: Rounded, second: Rounded, pick: Truth) -> tuple[Long, Long]:
