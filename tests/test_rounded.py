@@ -20,7 +20,7 @@ from derivations.program import Operand, Operation, Program
 from verify.formats import FORMATS
 from verify.primitives import load_table
 from verify.reductions import sum_in_any_order
-from verify.rounded import MARGIN, Arithmetic, Rounded, gradients, run
+from verify.rounded import MARGIN, Arithmetic, Rounded, gradients, run, tangent
 
 DTYPES = ("float32", "float64")
 GENERATED = Path(implicit_em.__file__).parent / "_generated"
@@ -91,6 +91,7 @@ SHARP = (
     "saturated",
     "bounded",
     "erf",
+    "asinh",
 )
 TEXTS = {
     "add": "{0} + {1}",
@@ -118,6 +119,7 @@ TEXTS = {
     "saturated": "saturated({0})",
     "bounded": "bounded({0})",
     "erf": "torch.erf({0})",
+    "asinh": "torch.asinh({0})",
 }
 
 
@@ -174,6 +176,27 @@ def test_whatever_autograd_returns_lies_inside(seed: int, dtype: str) -> None:
     for name, slope in zip("xyw", slopes, strict=True):
         wrong = outside(slope, allowed[name])
         assert not wrong.any(), f"∂/∂{name} of\n{source}\nat {[column[wrong][0] for column in columns]}"
+
+
+@each_dtype
+@pytest.mark.parametrize("seed", range(40))
+def test_what_autograd_returns_of_its_own_formulas_lies_inside(seed: int, dtype: str) -> None:
+    """The second derivative, and the slope in forward mode."""
+    source = straight_line(2000 + seed, SMOOTH + SHARP if seed % 2 else SMOOTH, 6)
+    function = compiled(source)
+    columns = inputs(seed, dtype, 120, widest=(1.0, 3.0)[seed % 2])
+    x, y, w = (torch.from_numpy(column) for column in columns)
+    points = [arithmetic(dtype).point(column) for column in columns]
+    result = run(function, points)
+
+    _, slope = torch.func.jvp(lambda x: function(x, y, w), (x,), (torch.ones_like(x),))
+    wrong = outside(slope, tangent(result, points[0]))
+    assert not wrong.any(), f"forward mode of\n{source}\nat {[column[wrong][0] for column in columns]}"
+
+    second = torch.func.vmap(torch.func.grad(torch.func.grad(function)))(x, y, w)
+    once = gradients(result, {"x": points[0]})["x"]
+    wrong = outside(second, gradients(once, {"x": points[0]})["x"])
+    assert not wrong.any(), f"∂²/∂x² of\n{source}\nat {[column[wrong][0] for column in columns]}"
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -20,7 +20,6 @@ from verify.checks.check import Check, numeric_cells
 from verify.finding import Cell, Finding
 from verify.formats import WIDE, format_of
 from verify.judge import Tally, cell_seed
-from verify.mixed import mixed_budget
 from verify.oracle import Oracle, has_kinks
 from verify.rounded import Rounded, arithmetic_of, gradients, run, tangent
 from verify.settings import Settings
@@ -94,8 +93,7 @@ def _run(subject: Subject, cell: Cell, settings: Settings) -> Finding:
         truth = oracle(*columns)
         allowed = _allowed(method, run(program, points := [arithmetic.point(column) for column in columns]), points[0])
         low, high = allowed.ends(columns[0].shape)
-        budget = mixed_budget(oracle, columns, truth, fmt, lost=allowed) if method == "second" else None
-        tally.judge_specified(batch.columns, got, truth, low, high, budget)
+        tally.judge_specified(batch.columns, got, truth, low, high)
 
     points = settings.points // (8 * len(symbols))
     size = max(1, points // (EXAMPLES * ROW)) * ROW
