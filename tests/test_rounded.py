@@ -406,6 +406,18 @@ def test_autograd_at_a_tie(text: str, dtype: str) -> None:
         assert (allowed[name].high - allowed[name].low < 1e-5).all()
 
 
+def test_what_is_added_to_nothing_is_not_rounded() -> None:
+    """A branch that is not taken has a share of 0; two shares are rounded once, and three twice, in any order."""
+    points = {"x": arithmetic("float64").point(np.array([1.7]))}
+    chosen = compiled("def f(x): return torch.where(x > 0.0, x, 0.3 * x) + torch.where(x < 0.0, x, x * 0.0)")
+    assert ends(gradients(run(chosen, list(points.values())), points)["x"]) == (1, 1)
+    unit = arithmetic("float64").rounding("add")[0]
+    for text, rounds, slope in (("x * 1.0 + x * 2.0", 1, 3), ("x * 1.0 + x * 2.0 + x * 4.0", 2, 7)):
+        allowed = gradients(run(compiled(f"def f(x): return {text}"), list(points.values())), points)["x"]
+        for end, side in ((allowed.low, -1), (allowed.high, 1)):
+            assert abs((end - slope) / (slope * side * rounds * unit) - 1) < 0.01
+
+
 def test_an_argument_without_a_part_has_a_gradient_of_zero() -> None:
     points = {name: arithmetic("float64").point(np.array([2.0])) for name in "xy"}
     allowed = gradients(run(compiled("def f(x, y): return x * x"), list(points.values())), points)
