@@ -1,8 +1,7 @@
 """Functional derivatives: `torch.func` in reverse and forward mode and twice over, against the symbolic derivative.
 
 No finite differences: the truth is the derivative of the definition, in Arb. Reverse mode is budgeted as autograd is,
-forward mode by the same formulas applied to tangents. The second derivative goes through formulas that torch writes
-otherwise than they derive: it is granted the mixed budget.
+forward mode by torch's formulas for tangents, the second derivative by those that torch has for its backward formulas.
 """
 
 from __future__ import annotations
