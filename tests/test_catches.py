@@ -247,6 +247,7 @@ MUTATIONS = (
     Mutation("> as <", "laplace", "activation_grad", "m > t0", "m < t0"),
     Mutation("a weight without |·|", "laplace", "irls_weight", "torch.abs(u)", "u * 1.0"),
     Mutation("the linear branch inside", "huber", "energy", "delta >= t1", "delta <= t1"),
+    Mutation("one division as two roundings", "huber", "irls_weight", "delta / t1", "delta * (1.0 / t1)"),
     Mutation("δ²/4 for δ²/2", "huber", "energy", "0.5 * delta", "0.25 * delta"),
     Mutation(
         "a clamp from the other side", "huber", "activation", "torch.clamp(t10, min=0.0)", "torch.clamp(t10, max=0.0)"

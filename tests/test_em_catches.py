@@ -7,12 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import CodeType, FunctionType, ModuleType
+from typing import Any
 
+import numpy as np
 import pytest
 
 from implicit_em import em, fixed_point, mixture, operator, radial, residuals
 from verify.api import run_cell
-from verify.checks import CHECKS
+from verify.checks import CHECKS, em_equivariance
+from verify.formats import FORMATS
 from verify.settings import Settings
 from verify.subject import load_subject
 
@@ -147,3 +150,23 @@ def test_the_fault_is_caught(fault: Fault) -> None:
     with planted(fault):
         assert "failed" in answer(fault)
     assert set(answer(fault)) == {"passed"}
+
+
+def test_the_way_back_from_a_shear_spreads_errors_and_no_more() -> None:
+    """Of what is not transformed nothing more is granted, whatever the condition of the shear."""
+    rng, fmt, inverse, shift = np.random.default_rng(4), FORMATS["float32"], np.array([[1.0, 0], [-2, 1]]), np.ones(2)
+    sizes, errors = (rng.standard_normal(15).astype(np.longdouble), np.full(15, 2.0**-12, np.longdouble))
+    spread = em_equivariance._sheared_back(inverse, shift, fmt, sizes, errors)
+    assert (spread[[0, 1, -1]] == errors[[0, 1, -1]]).all()
+
+    def back(results: np.ndarray[Any, Any], dtype: type[np.floating]) -> np.ndarray[Any, Any]:
+        means, covariances = results[2:6].reshape(2, 2).astype(dtype), results[6:14].reshape(2, 2, 2).astype(dtype)
+        a, b = inverse.astype(dtype), shift.astype(dtype)
+        return np.concatenate([((means - b) @ a.T).ravel(), (a @ covariances @ a.T).ravel()])
+
+    exact, most = back(sizes, np.longdouble), np.zeros(12)
+    for _ in range(500):
+        moved = sizes + errors * rng.choice([-1, 1], 15)
+        most = np.maximum(most, np.abs(back(moved, np.float32) - exact))
+    assert (most <= spread[2:14]).all()
+    assert (most > 0.9 * spread[2:14]).all()

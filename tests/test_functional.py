@@ -50,6 +50,15 @@ def test_a_slope_that_is_off_is_found(method: str, monkeypatch: pytest.MonkeyPat
     assert answer(load_subject("gaussian"), f"activation/{method}").status == "failed"
 
 
+def test_a_few_ulps_of_a_second_derivative_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mixed budget would grant 18."""
+    known = functional.METHODS["second"]
+    monkeypatch.setitem(
+        functional.METHODS, "second", lambda function, given: known(function, given) * (1 + 5 * 2.0**-23)
+    )
+    assert answer(load_subject("gaussian"), "energy/second").status == "failed"
+
+
 def test_there_is_no_second_derivative_of_a_kink() -> None:
     (check,) = functional.CHECKS
     planned = {cell.function for cell in check.cells(load_subject("laplace"), QUICK)}

@@ -25,6 +25,8 @@ EXACT: dict[str, Callable[[Fraction, Fraction], Fraction]] = {
     "div": lambda a, b: a / b,
 }
 
+OPERATORS = {"add": Rounded.__add__, "sub": Rounded.__sub__, "mul": Rounded.__mul__, "div": Rounded.__truediv__}
+
 
 def pairs(dtype: str, count: int = 800) -> list[np.ndarray[Any, Any]]:
     """Numbers of few digits and of many, far apart and close: their sums and products meet ties."""
@@ -52,10 +54,33 @@ def test_one_number_is_predicted_of_two(name: str, dtype: str) -> None:
     arithmetic = predicted_arithmetic(dtype)
     columns = [arithmetic.point(column) for column in (left, right)]
     got = OPERATIONS[name].function(torch.from_numpy(left), torch.from_numpy(right)).numpy()
-    operator = {"add": Rounded.__add__, "sub": Rounded.__sub__, "mul": Rounded.__mul__, "div": Rounded.__truediv__}
-    allowed = operator[name](*columns)
-    assert ((allowed.low <= got) & (got <= allowed.high)).all()
-    assert (allowed.low == allowed.high).mean() > 0.75  # ties stay open
+    allowed = OPERATORS[name](*columns)
+    assert (allowed.low == got).all()
+    assert (allowed.high == got).all()
+
+
+@each_dtype
+@pytest.mark.parametrize("name", EXACT)
+def test_a_tie_of_long_double_is_none_of_the_exact_result(name: str, dtype: str) -> None:
+    """Next to the middle of two numbers, and on it, where long double itself has rounded."""
+    arithmetic, fmt = predicted_arithmetic(dtype), FORMATS[dtype]
+    half, tiny = fmt.carrier(fmt.unit_roundoff), fmt.carrier(2.0**-100)
+    left = np.array([1 + 2 * half, 1, 1, half + tiny, 3, 1 + 2 * half, 1 - half], fmt.carrier)
+    right = np.array([half, half, -half / 2, 1, half + tiny, 1 + 4 * half, 1 + 2 * half], fmt.carrier)
+    allowed = OPERATORS[name](arithmetic.point(left), arithmetic.point(right))
+    exact = [EXACT[name](Fraction(float(a)), Fraction(float(b))) for a, b in zip(left, right, strict=True)]
+    wanted = np.array([nearest(value, fmt.precision) for value in exact], fmt.carrier)
+    assert (allowed.low == wanted).all()
+    assert (allowed.high == wanted).all()
+
+
+def nearest(value: Fraction, digits: int) -> Fraction:
+    """To so many binary digits, ties to even; of a value that is neither tiny nor huge."""
+    size = abs(value)
+    power = size.numerator.bit_length() - size.denominator.bit_length()
+    power -= size < Fraction(2) ** power
+    step = Fraction(2) ** (power + 1 - digits)
+    return round(value / step) * step
 
 
 def _upwards(first: Tensor, second: Tensor) -> Tensor:
@@ -63,10 +88,22 @@ def _upwards(first: Tensor, second: Tensor) -> Tensor:
     return torch.nextafter(product, torch.full_like(product, torch.inf))
 
 
-def test_another_rounding_is_not_taken_for_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(OPERATIONS, "mul", replace(OPERATIONS["mul"], function=_upwards))
-    assert not rounds_to_nearest("mul", "float32")
-    assert rounds_to_nearest("add", "float32")
+def _ties_away(first: Tensor, second: Tensor) -> Tensor:
+    """The sum of float32 numbers, where a tie goes away from zero."""
+    exact = first.double() + second.double()
+    total = exact.float()
+    other = exact + (exact - total.double())
+    tie = (other.float().double() == other) & (other.abs() > total.double().abs())
+    return torch.where(tie, other.float(), total)
+
+
+@pytest.mark.parametrize(("name", "wrong"), [("mul", _upwards), ("add", _ties_away)])
+def test_another_rounding_is_not_taken_for_the_nearest(
+    name: str, wrong: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(OPERATIONS, name, replace(OPERATIONS[name], function=wrong))
+    assert not rounds_to_nearest(name, "float32")
+    assert rounds_to_nearest("sub", "float32")
 
 
 @each_dtype

@@ -67,3 +67,22 @@ def test_a_planted_fault_is_caught(faulty: Callable[..., Tensor], monkeypatch: p
     assert finding.worst is not None
     assert "further apart" in (finding.reason or "")
     assert torch.get_num_threads() == threads
+
+
+# Its exponent −184 is formed from a difference that ends in a tie: the other number would make 128 ulps of σ.
+AT_A_TIE = {"z": "0x1.2b782348aecfep+0", "m": "0x1.8830b9aedd300p-3", "alpha": "0x1.76f4c6f21a398p+7"}
+
+
+def test_a_step_of_the_exponent_is_not_granted_at_a_tie(monkeypatch: pytest.MonkeyPatch) -> None:
+    subject, cell = load_subject("logistic"), Cell("repeatability", "logistic", "activation", "float64")
+    right, check = subject.generated("activation"), CHECKS["repeatability"]
+
+    def moved(*arguments: Tensor) -> Tensor:
+        result = right(*arguments)
+        here = arguments[0] == float.fromhex(AT_A_TIE["z"])
+        return torch.where(here, result * (1 + 2.0**-46), result) if result.numel() < 8 else result
+
+    assert check.run(subject, cell, Settings(profile="quick")).status == "passed"
+    monkeypatch.setattr(Subject, "generated", lambda self, name, backend="eager": moved)
+    finding = check.run(subject, cell, Settings(profile="quick"))
+    assert (finding.status, finding.worst) == ("failed", AT_A_TIE)

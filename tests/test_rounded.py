@@ -20,7 +20,7 @@ from derivations.program import Operand, Operation, Program
 from verify.formats import FORMATS
 from verify.primitives import load_table
 from verify.reductions import sum_in_any_order
-from verify.rounded import MARGIN, Arithmetic, Rounded, gradients, run
+from verify.rounded import MARGIN, Arithmetic, Rounded, gradients, run, tangent
 
 DTYPES = ("float32", "float64")
 GENERATED = Path(implicit_em.__file__).parent / "_generated"
@@ -91,6 +91,7 @@ SHARP = (
     "saturated",
     "bounded",
     "erf",
+    "asinh",
 )
 TEXTS = {
     "add": "{0} + {1}",
@@ -118,6 +119,7 @@ TEXTS = {
     "saturated": "saturated({0})",
     "bounded": "bounded({0})",
     "erf": "torch.erf({0})",
+    "asinh": "torch.asinh({0})",
 }
 
 
@@ -174,6 +176,27 @@ def test_whatever_autograd_returns_lies_inside(seed: int, dtype: str) -> None:
     for name, slope in zip("xyw", slopes, strict=True):
         wrong = outside(slope, allowed[name])
         assert not wrong.any(), f"∂/∂{name} of\n{source}\nat {[column[wrong][0] for column in columns]}"
+
+
+@each_dtype
+@pytest.mark.parametrize("seed", range(40))
+def test_what_autograd_returns_of_its_own_formulas_lies_inside(seed: int, dtype: str) -> None:
+    """The second derivative, and the slope in forward mode."""
+    source = straight_line(2000 + seed, SMOOTH + SHARP if seed % 2 else SMOOTH, 6)
+    function = compiled(source)
+    columns = inputs(seed, dtype, 120, widest=(1.0, 3.0)[seed % 2])
+    x, y, w = (torch.from_numpy(column) for column in columns)
+    points = [arithmetic(dtype).point(column) for column in columns]
+    result = run(function, points)
+
+    _, slope = torch.func.jvp(lambda x: function(x, y, w), (x,), (torch.ones_like(x),))
+    wrong = outside(slope, tangent(result, points[0]))
+    assert not wrong.any(), f"forward mode of\n{source}\nat {[column[wrong][0] for column in columns]}"
+
+    second = torch.func.vmap(torch.func.grad(torch.func.grad(function)))(x, y, w)
+    once = gradients(result, {"x": points[0]})["x"]
+    wrong = outside(second, gradients(once, {"x": points[0]})["x"])
+    assert not wrong.any(), f"∂²/∂x² of\n{source}\nat {[column[wrong][0] for column in columns]}"
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -381,6 +404,18 @@ def test_autograd_at_a_tie(text: str, dtype: str) -> None:
     for name, slope in zip("xy", slopes, strict=True):
         assert not outside(slope, allowed[name]).any(), (name, slope, allowed[name].low, allowed[name].high)
         assert (allowed[name].high - allowed[name].low < 1e-5).all()
+
+
+def test_what_is_added_to_nothing_is_not_rounded() -> None:
+    """A branch that is not taken has a share of 0; two shares are rounded once, and three twice, in any order."""
+    points = {"x": arithmetic("float64").point(np.array([1.7]))}
+    chosen = compiled("def f(x): return torch.where(x > 0.0, x, 0.3 * x) + torch.where(x < 0.0, x, x * 0.0)")
+    assert ends(gradients(run(chosen, list(points.values())), points)["x"]) == (1, 1)
+    unit = arithmetic("float64").rounding("add")[0]
+    for text, rounds, slope in (("x * 1.0 + x * 2.0", 1, 3), ("x * 1.0 + x * 2.0 + x * 4.0", 2, 7)):
+        allowed = gradients(run(compiled(f"def f(x): return {text}"), list(points.values())), points)["x"]
+        for end, side in ((allowed.low, -1), (allowed.high, 1)):
+            assert abs((end - slope) / (slope * side * rounds * unit) - 1) < 0.01
 
 
 def test_an_argument_without_a_part_has_a_gradient_of_zero() -> None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from verify import rounded
 from verify.formats import Format, spacing
-from verify.rounded import MARGIN, Arithmetic, Long, Rounded, Truth, is_short
+from verify.rounded import MARGIN, Arithmetic, Long, Rests, Rounded, Truth, is_short
 
 _LARGEST = np.finfo(np.longdouble).max
 _TINY = np.finfo(np.longdouble).tiny * 8
@@ -35,7 +35,9 @@ class RealNumbers(Arithmetic):
         room = np.abs(exact) * (0 if is_short(value) else np.finfo(np.float64).eps)
         return Rounded(self, np.asarray(exact - room), np.asarray(exact + room))
 
-    def widen(self, name: str, low: Long, high: Long, scales: Any = False) -> tuple[Long, Long]:
+    def widen(
+        self, name: str, low: Long, high: Long, scales: Any = False, rests: Rests | None = None
+    ) -> tuple[Long, Long]:
         low, high = np.where(low == np.inf, _LARGEST, low), np.where(high == -np.inf, -_LARGEST, high)
         wide_low, wide_high = low - np.abs(low) * MARGIN - _TINY, high + np.abs(high) * MARGIN + _TINY
         # Rounding does not change a sign.

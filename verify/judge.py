@@ -93,16 +93,8 @@ class Tally:
         Args:
             predicted: the ends of what torch returns here; the budget ends there where they are nearer.
         """
-        error = truth.ulp_error(got, self.fmt)
-        with np.errstate(all="ignore"):
-            least, most = (low, high) if predicted is None else nearer(low, high, predicted)
-            ends = [truth.ulp_error(self.fmt.rounded(end), self.fmt) for end in (least, most)]
-            budget = np.maximum(*ends)
-            # Long double underflows too: the ends of the interval are known to its smallest normal number.
-            room = truth.radius + np.abs(truth.tail) + np.abs(truth.mid) * LONG.eps + LONG.tiny
-            beyond = np.abs(truth.mid) >= self.fmt.overflow
-            elsewhere = (low > truth.mid + room) | (high < truth.mid - room)
-        self.judge_errors(columns, error, np.where(elsewhere & ~beyond, 0, budget), truth, got)
+        budget = budget_of(truth, self.fmt, low, high, predicted)
+        self.judge_errors(columns, truth.ulp_error(got, self.fmt), budget, truth, got)
 
     def judge_errors(
         self,
@@ -180,6 +172,20 @@ class Tally:
             expected=self.expected if status != "undecided" else None,
             reason=reason,
         )
+
+
+def budget_of(
+    truth: Enclosures, fmt: Format, low: Long, high: Long, predicted: tuple[Long, Long] | None = None
+) -> Long:
+    """In ulps: how far the farther end of what correct code may return lies from the truth; 0 where that is outside."""
+    with np.errstate(all="ignore"):
+        least, most = (low, high) if predicted is None else nearer(low, high, predicted)
+        budget = np.maximum(*(truth.ulp_error(fmt.rounded(end), fmt) for end in (least, most)))
+        # Long double underflows too: the ends of the interval are known to its smallest normal number.
+        room = truth.radius + np.abs(truth.tail) + np.abs(truth.mid) * LONG.eps + LONG.tiny
+        beyond = np.abs(truth.mid) >= fmt.overflow
+        elsewhere = (low > truth.mid + room) | (high < truth.mid - room)
+    return np.where(elsewhere & ~beyond, 0, budget)
 
 
 def nearer(low: Long, high: Long, predicted: tuple[Long, Long]) -> tuple[Long, Long]:

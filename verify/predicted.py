@@ -17,7 +17,7 @@ import numpy as np
 from verify.formats import format_of
 from verify.primitives import OPERATIONS, load_table
 from verify.primitives.operations import probes
-from verify.rounded import MARGIN, Arithmetic, Long, Rounded
+from verify.rounded import MARGIN, Arithmetic, Long, Rests, Rounded
 
 _IEEE = {"add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide}
 
@@ -36,13 +36,28 @@ class Predicted(Arithmetic):
         """A literal as the code has it, whatever real number it stands for."""
         return self.point(self.fmt.nearest(value))
 
-    def widen(self, name: str, low: Long, high: Long, scales: Any = False) -> tuple[Long, Long]:
+    def widen(
+        self, name: str, low: Long, high: Long, scales: Any = False, rests: Rests | None = None
+    ) -> tuple[Long, Long]:
         if name not in self.nearest:
             return self._within(*super().widen(name, low, high, scales))
-        # Long double has rounded once already: where it may have met the middle of two numbers, both are possible.
-        ends = (low * (1 - np.sign(low) * MARGIN), high * (1 + np.sign(high) * MARGIN))
-        with np.errstate(over="ignore"):
-            return self._number(ends[0]), self._number(ends[1])
+        with np.errstate(all="ignore"):
+            # Long double has rounded once already: where it may have met the middle of two numbers, both are possible.
+            wide = self._number(low * (1 - np.sign(low) * MARGIN)), self._number(high * (1 + np.sign(high) * MARGIN))
+            if rests is None:
+                return wide
+            of_low, of_high = rests()
+            return self._nearest(low, of_low, wide[0]), self._nearest(high, of_high, wide[1])
+
+    def _nearest(self, end: Long, rest: Long, unsure: Long) -> Long:
+        """The number nearest to end + rest; `unsure` beyond the largest number."""
+        number = self._number(end)
+        gap = end - number
+        other = end + gap
+        # A tie of the long double is none of the exact result if anything was left out; else even digits decide.
+        tie = (gap != 0) & (self._number(other) == other)
+        found = np.where(tie & (np.sign(rest) == np.sign(gap)), other, number)
+        return np.where(np.abs(end) > self.fmt.max, unsure, found)
 
     def _number(self, end: Long) -> Long:
         return self.fmt.nearest(end).astype(np.longdouble)

@@ -27,6 +27,7 @@ from implicit_em.primitives import exponent_limit
 from verify.formats import Format, format_of
 from verify.oracle import pack
 from verify.primitives import Table, load_table
+from verify.remainders import of_product, of_quotient, of_sum
 
 Long = NDArray[np.longdouble]
 # What long double arithmetic and its libm may err, relative: 8 units of 2⁻⁶⁴. Check `budget.audit` asks Arb.
@@ -53,6 +54,9 @@ RANGES: dict[str, tuple[float, float]] = {
 def is_short(value: float) -> bool:
     """Whether a literal has so few binary digits that it is the number it stands for, and no rounding of one."""
     return float(value * 2**_SHORT).is_integer()
+
+
+Rests = Callable[[], tuple[Long, Long]]
 
 
 @dataclass(frozen=True)
@@ -94,11 +98,19 @@ class Arithmetic:
             floor = (np.longdouble(max(primitive.absolute, 0.5 * correct)) + MARGIN) * self.fmt.min_subnormal
         return relative, floor, primitive.reference_scale != "|y|"
 
-    def widen(self, name: str, low: Long, high: Long, scales: NDArray[np.bool_] | bool = False) -> tuple[Long, Long]:
+    def widen(
+        self,
+        name: str,
+        low: Long,
+        high: Long,
+        scales: NDArray[np.bool_] | bool = False,
+        rests: Rests | None = None,
+    ) -> tuple[Long, Long]:
         """The interval of rounded results, for exact results in [low, high].
 
         Args:
             scales: where the operation only moves the exponent: nothing but underflow and overflow is lost.
+            rests: what long double has left out of both ends, for arithmetic that asks for it.
         """
         primitive, fmt = self.table[name], self.fmt
         unit, floor, above_one = self.rounding(name)
@@ -154,15 +166,19 @@ class Truth:
 
 
 class Rounded:
-    """All results that correct code can have at this place, one interval [low, high] per point."""
+    """All results that correct code can have at this place, one interval [low, high] per point.
 
-    __slots__ = ("arithmetic", "high", "low", "parents")
+    `forward` gives the tangent from those of all parents, where torch's formula for it is not the backward one.
+    """
+
+    __slots__ = ("arithmetic", "forward", "high", "low", "parents")
     __array_priority__ = 1000
 
     def __init__(
         self, arithmetic: Arithmetic, low: Long, high: Long, parents: Sequence[tuple[Rounded, Vjp]] = ()
     ) -> None:
         self.arithmetic, self.low, self.high, self.parents = arithmetic, low, high, parents
+        self.forward: Callable[..., Rounded] | None = None
 
     # arithmetic ---------------------------------------------------------------
 
@@ -170,24 +186,36 @@ class Rounded:
         other = self._lift(other)
         low, high = self.low + other.low, self.high + other.high
         cancels = (self._reaches(np.inf) & other._reaches(-np.inf)) | (self._reaches(-np.inf) & other._reaches(np.inf))
-        return self._result("add", *_unless(cancels, low, high), (self, _same), (other, _same))
+        ends = self.arithmetic.widen(
+            "add",
+            *_unless(cancels, low, high),
+            rests=lambda: (of_sum(self.low, other.low), of_sum(self.high, other.high)),
+        )
+        return Rounded(self.arithmetic, *ends, ((self, _same), (other, _same)))
 
     def __sub__(self, other: Any) -> Rounded:
         other = self._lift(other)
         low, high = self.low - other.high, self.high - other.low
         cancels = (self._reaches(np.inf) & other._reaches(np.inf)) | (self._reaches(-np.inf) & other._reaches(-np.inf))
-        return self._result("sub", *_unless(cancels, low, high), (self, _same), (other, Rounded.__neg__))
+        ends = self.arithmetic.widen(
+            "sub",
+            *_unless(cancels, low, high),
+            rests=lambda: (of_sum(self.low, -other.high), of_sum(self.high, -other.low)),
+        )
+        return Rounded(self.arithmetic, *ends, ((self, _same), (other, Rounded.__neg__)))
 
     def __rsub__(self, other: Any) -> Rounded:
         return self._lift(other) - self
 
     def __mul__(self, other: Any) -> Rounded:
         other = self._lift(other)
-        products = [a * b for a in (self.low, self.high) for b in (other.low, other.high)]
+        pairs = [(a, b) for a in (self.low, self.high) for b in (other.low, other.high)]
+        products = [a * b for a, b in pairs]
         undefined = (self._holds_zero & other._unbounded) | (self._unbounded & other._holds_zero)
         low, high = _unless(undefined, _least(products), _most(products))
         scales = self.is_power_of_two | other.is_power_of_two
-        ends = self.arithmetic.widen("mul", low, high, scales)
+        rests = _rests_of_ends(products, lambda: [of_product(a, b) for a, b in pairs])
+        ends = self.arithmetic.widen("mul", low, high, scales, rests)
         return Rounded(self.arithmetic, *ends, ((self, lambda g: g * other), (other, lambda g: g * self)))
 
     def __truediv__(self, other: Any) -> Rounded:
@@ -196,12 +224,16 @@ class Rounded:
         # −0 as an end would give the wrong infinity.
         below, above = other.low + 0.0, np.where(other.high == 0, -0.0, other.high)
         above = np.where((other.high == 0) & (other.low == 0), 0.0, above)
-        quotients = [a / b for a in (self.low, self.high) for b in (below, above)]
+        pairs = [(a, b) for a in (self.low, self.high) for b in (below, above)]
+        quotients = [a / b for a, b in pairs]
         undefined = straddles | (self._unbounded & other._unbounded) | (self._holds_zero & other._holds_zero)
         low, high = _unless(undefined, _least(quotients), _most(quotients))
-        ends = self.arithmetic.widen("div", low, high, other.is_power_of_two)
-        result = Rounded(self.arithmetic, *ends, ((self, lambda g: g / other),))
-        result.parents = (*result.parents, (other, lambda g: -g * (result / other)))
+        rests = _rests_of_ends(quotients, lambda: [of_quotient(a, b) for a, b in pairs])
+        ends = self.arithmetic.widen("div", low, high, other.is_power_of_two, rests)
+        result = Rounded(
+            self.arithmetic, *ends, ((self, lambda g: g / other), (other, lambda g: -g * ((self / other) / other)))
+        )
+        result.forward = lambda of_self, of_other: (of_self - of_other * result) / other
         return result
 
     def __rtruediv__(self, other: Any) -> Rounded:
@@ -300,6 +332,19 @@ def _most(ends: Sequence[Long]) -> Long:
     return np.maximum(np.maximum(ends[0], ends[1]), np.maximum(ends[2], ends[3]))
 
 
+def _rests_of_ends(ends: Sequence[Long], rests: Callable[[], Sequence[Long]]) -> Rests:
+    """What was left out of the least and of the largest of `ends`."""
+
+    def found() -> tuple[Long, Long]:
+        known = list(zip(ends, rests(), strict=True))
+        low, high = _least(ends), _most(ends)
+        least = _least([np.where(end == low, rest, np.inf) for end, rest in known])
+        most = _most([np.where(end == high, rest, -np.inf) for end, rest in known])
+        return least, most
+
+    return found
+
+
 def _hull(first: Rounded, second: Rounded, pick: Truth) -> tuple[Long, Long]:
     """`first` where pick is true, `second` where it is false, both where it is open."""
     low = np.where(pick.yes, first.low, np.where(pick.no, second.low, np.fmin(first.low, second.low)))
@@ -331,15 +376,17 @@ class TorchFunctions:
 
     @staticmethod
     def log(x: Rounded) -> Rounded:
-        return x.rising("log", np.log, lambda _: 1.0 / x)
+        return x._result("log", np.log(x.low), np.log(x.high), (x, lambda g: g / x))
 
     @staticmethod
     def log1p(x: Rounded) -> Rounded:
-        return x.rising("log1p", np.log1p, lambda _: 1.0 / (x + 1.0))
+        return x._result("log1p", np.log1p(x.low), np.log1p(x.high), (x, lambda g: g / (x + 1.0)))
 
     @staticmethod
     def tanh(x: Rounded) -> Rounded:
-        return x.rising("tanh", np.tanh, lambda y: 1.0 - _square(y))
+        result = x._result("tanh", np.tanh(x.low), np.tanh(x.high))
+        result.parents = ((x, lambda g: _tanh_backward(g, result)),)
+        return result
 
     @staticmethod
     def sinh(x: Rounded) -> Rounded:
@@ -352,15 +399,19 @@ class TorchFunctions:
 
     @staticmethod
     def asinh(x: Rounded) -> Rounded:
-        return x.rising("asinh", np.arcsinh, lambda _: 1.0 / TorchFunctions.sqrt(_square(x) + 1.0))
+        return x.rising("asinh", np.arcsinh, lambda _: _rsqrt(_square(x) + 1.0))
 
     @staticmethod
     def sqrt(x: Rounded) -> Rounded:
-        return x.rising("sqrt", np.sqrt, lambda y: 1.0 / (2.0 * y))
+        result = x._result("sqrt", np.sqrt(x.low), np.sqrt(x.high))
+        result.parents = ((x, lambda g: g / (2.0 * result)),)
+        return result
 
     @staticmethod
     def sigmoid(x: Rounded) -> Rounded:
-        return x.rising("sigmoid", _logistic, lambda y: (1.0 - y) * y)
+        result = x._result("sigmoid", _logistic(x.low), _logistic(x.high))
+        result.parents = ((x, lambda g: _sigmoid_backward(g, result)),)
+        return result
 
     @staticmethod
     def hypot(x: Rounded, y: Rounded) -> Rounded:
@@ -381,11 +432,15 @@ class TorchFunctions:
 
     @staticmethod
     def maximum(x: Rounded, y: Rounded) -> Rounded:
-        return x._exact(np.maximum(x.low, y.low), np.maximum(x.high, y.high), *_extremum(x, y, x > y, x < y))
+        result = x._exact(np.maximum(x.low, y.low), np.maximum(x.high, y.high), *_extremum(x, y, x > y, x < y))
+        result.forward = _extremum_forward(x, x > y, x < y)
+        return result
 
     @staticmethod
     def minimum(x: Rounded, y: Rounded) -> Rounded:
-        return x._exact(np.minimum(x.low, y.low), np.minimum(x.high, y.high), *_extremum(x, y, x < y, x > y))
+        result = x._exact(np.minimum(x.low, y.low), np.minimum(x.high, y.high), *_extremum(x, y, x < y, x > y))
+        result.forward = _extremum_forward(x, x < y, x > y)
+        return result
 
     @staticmethod
     def clamp(x: Rounded, min: float | None = None, max: float | None = None) -> Rounded:  # noqa: A002
@@ -418,8 +473,30 @@ def _logistic(x: Long) -> Long:
     return np.asarray(1 / (1 + np.exp(-x)), np.longdouble)
 
 
+# The formulas that torch differentiates again are its own, and not those of the operations that they are made of.
+
+
 def _square(x: Rounded) -> Rounded:
-    return x * x
+    return _with_backward(x * x, (x, lambda g: g * (2.0 * x)))
+
+
+def _tanh_backward(g: Rounded, y: Rounded) -> Rounded:
+    slope = g * (1.0 - _square(y))
+    return _with_backward(slope, (g, lambda h: _tanh_backward(h, y)), (y, lambda h: h * (-2.0 * y * g)))
+
+
+def _sigmoid_backward(g: Rounded, y: Rounded) -> Rounded:
+    slope = g * (1.0 - y) * y
+    return _with_backward(slope, (g, lambda h: _sigmoid_backward(h, y)), (y, lambda h: h * g * (-2.0 * y + 1.0)))
+
+
+def _rsqrt(x: Rounded) -> Rounded:
+    result = 1.0 / TorchFunctions.sqrt(x)
+    return _with_backward(result, (x, lambda g: (-0.5 * g) * (result * result * result)))
+
+
+def _with_backward(value: Rounded, *parents: tuple[Rounded, Vjp]) -> Rounded:
+    return Rounded(value.arithmetic, value.low, value.high, parents)
 
 
 def _extremum(x: Rounded, y: Rounded, x_wins: Truth, y_wins: Truth) -> tuple[tuple[Rounded, Vjp], ...]:
@@ -429,6 +506,12 @@ def _extremum(x: Rounded, y: Rounded, x_wins: Truth, y_wins: Truth) -> tuple[tup
         return lambda g: TorchFunctions.where(wins, g, TorchFunctions.where(loses, 0.0, g * 0.5))
 
     return (x, share(x_wins, y_wins)), (y, share(y_wins, x_wins))
+
+
+def _extremum_forward(x: Rounded, x_wins: Truth, y_wins: Truth) -> Callable[[Rounded, Rounded], Rounded]:
+    """Torch adds a share of the difference of both tangents: 1, ½ or 0."""
+    share = TorchFunctions.where(x_wins, x._lift(1.0), TorchFunctions.where(y_wins, x._lift(0.0), 0.5))
+    return lambda of_x, of_y: of_y + share * (of_x - of_y)
 
 
 def _by_arb(function: Callable[[arb], arb], x: Rounded) -> tuple[Long, Long]:
@@ -499,7 +582,7 @@ def _tanhc(x: Rounded) -> Rounded:
     # Below the normal range tanh errs by an absolute amount, which the division makes relative.
     lost = np.where(size.low < fmt.min_normal, np.longdouble(tanh.absolute) * fmt.min_subnormal, 0)
     lost = lost / np.maximum(size.low, fmt.min_subnormal)
-    low, high = arithmetic.widen("tanh", *ends)
+    low, high = arithmetic.widen("tanh", ends[0], ends[1])
     slope = TorchFunctions.tanh(x) / TorchFunctions.where(x == 0.0, 1.0, x)
     result = x._result("div", low * (1 - lost), high * (1 + lost))
     result.parents = slope.parents
@@ -550,29 +633,44 @@ def gradients(result: Rounded, inputs: Mapping[str, Rounded]) -> dict[str, Round
 
 
 def tangent(result: Rounded, variable: Rounded) -> Rounded:
-    """∂result/∂variable as forward mode forms it: torch's forward formulas of elementwise functions are the backward
-    ones, applied to tangents from the first operation to the last."""
+    """∂result/∂variable as forward mode forms it: torch's forward formulas of most elementwise functions are the
+    backward ones, applied to tangents from the first operation to the last."""
     known: dict[int, Rounded] = {id(variable): result._lift(1.0)}
     with np.errstate(all="ignore"):
         for node in _in_order(result):
-            shares = [vjp(known[id(parent)]) for parent, vjp in node.parents if id(parent) in known]
-            if shares:
-                known[id(node)] = _total(shares)
+            shares = [(known[id(parent)], vjp) for parent, vjp in node.parents if id(parent) in known]
+            if node.forward and len(shares) == len(node.parents):
+                known[id(node)] = node.forward(*(moved for moved, _ in shares))
+            elif shares:
+                known[id(node)] = _total([vjp(moved) for moved, vjp in shares])
         return known.get(id(result), result._lift(0.0))
 
 
 def _total(shares: Sequence[Rounded]) -> Rounded:
-    """The sum in any order: autograd adds up the shares of a number as they arrive."""
+    """The sum in any order: autograd adds up the shares of a number as they arrive.
+
+    n shares that are not 0 are rounded n − 1 times; what is added to 0 stays as it is.
+    """
     first, *rest = shares
     total = first
     for share in rest:
         total = total + share
-    if len(shares) < 3:
+    if not rest:
         return total
-    unit, floor, _ = total.arithmetic.rounding("add")
-    size = np.asarray(sum(np.maximum(np.abs(share.low), np.abs(share.high)) for share in shares), np.longdouble)
-    room = np.where(np.isfinite(size), len(shares) * (unit * size + floor), 0)
-    return Rounded(total.arithmetic, total.low - room, total.high + room, total.parents)
+    arithmetic = total.arithmetic
+    unit, floor, _ = arithmetic.rounding("add")
+    rounds = np.maximum(sum((share.low != 0) | (share.high != 0) for share in shares) - 1, 0)
+    relative = rounds * unit / (1 - rounds * unit)
+    # x − γ|x| rises with x: each share is least at its own lower end.
+    low = sum(share.low - relative * np.abs(share.low) for share in shares) - rounds * floor
+    high = sum(share.high + relative * np.abs(share.high) for share in shares) + rounds * floor
+    size = sum(np.maximum(np.abs(share.low), np.abs(share.high)) for share in shares)
+    slack = np.where(rounds, len(shares) * MARGIN * size, 0)
+    inside = np.isfinite(total.low) & np.isfinite(total.high) & (size < arithmetic.fmt.max)
+    # Next to overflow one order gives ∞ where another one does not.
+    room = np.where(np.isfinite(size), len(shares) * (unit * size + floor), 0) * (len(shares) > 2)
+    least, most = np.where(inside, low - slack, total.low - room), np.where(inside, high + slack, total.high + room)
+    return Rounded(arithmetic, least, most, total.parents)
 
 
 def _in_order(result: Rounded) -> list[Rounded]:

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,34 +21,42 @@ from verify.em.budget import is_special, truth_and_budget
 from verify.em.problems import COVARIANCE_TYPES, Problem, permuted, replicated, small
 from verify.em.reference import law, precision
 from verify.finding import Cell, Finding
-from verify.formats import WIDE, Format, format_of
+from verify.formats import WIDE, Format, format_of, spacing
 from verify.judge import Tally, cell_seed
+from verify.oracle import Long
 from verify.settings import Profile, Settings
 from verify.subject import Subject
 
 NAME = "em.equivariance"
-PROBLEMS: dict[Profile, int] = {"quick": 1, "standard": 1, "deep": 20}
+PROBLEMS: dict[Profile, int] = {"quick": 1, "standard": 6, "deep": 20}
 BATCH = 7
 LARGEST = 2.0**8
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A problem in another form, and the way back: from its results to those of the original."""
+    """A problem in another form, and the way back: from its results to those of the original.
+
+    Attributes:
+        count: how many problems of its own shape stand in the batch.
+        spread: what the way back makes of the sizes of results and of what they may err, where it does not keep them.
+    """
 
     changed: Problem
     back: Callable[[EMState], list[Tensor]]
-    count: int = 1  # how many problems of its own shape stand beside it in the batch
-    amplifies: float = 1.0  # what the way back may make of an error
+    count: int = 1
+    spread: Callable[[Long, Long], Long] | None = None
 
 
-def _samples(given: Problem, rng: np.random.Generator) -> Variant:
+Vary = Callable[[Problem, Format, np.random.Generator], Variant]
+
+
+def _samples(given: Problem, fmt: Format, rng: np.random.Generator) -> Variant:
     order = rng.permutation(len(given.x))
     return Variant(permuted(given, order, np.arange(len(given.means))), list)
 
 
-def _components(given: Problem, rng: np.random.Generator) -> Variant:
+def _components(given: Problem, fmt: Format, rng: np.random.Generator) -> Variant:
     order = rng.permutation(len(given.means))
     back = torch.from_numpy(np.argsort(order))
     return Variant(
@@ -55,17 +65,17 @@ def _components(given: Problem, rng: np.random.Generator) -> Variant:
     )
 
 
-def _replication(given: Problem, rng: np.random.Generator) -> Variant:
+def _replication(given: Problem, fmt: Format, rng: np.random.Generator) -> Variant:
     times = int(rng.integers(2, 5))
     return Variant(replicated(given, times), lambda state: [*state[:3], state.log_likelihood / times])
 
 
-def _weights(given: Problem, rng: np.random.Generator) -> Variant:
+def _weights(given: Problem, fmt: Format, rng: np.random.Generator) -> Variant:
     """Weights of a power of two times as much: the same mixture."""
     return Variant(replace(given, weight=given.weight * 4), lambda state: [*state[:3], state.log_likelihood / 4])
 
 
-def _scaling(given: Problem, rng: np.random.Generator) -> Variant:
+def _scaling(given: Problem, fmt: Format, rng: np.random.Generator) -> Variant:
     """Features times powers of two, which is exact; log p loses Σ log of them."""
     scale = np.exp2(rng.integers(-3, 4, given.x.shape[1]))
     factors = torch.from_numpy(scale)
@@ -86,15 +96,12 @@ def _scaling(given: Problem, rng: np.random.Generator) -> Variant:
     )
 
 
-def _affine(given: Problem, rng: np.random.Generator) -> Variant:
-    """x ↦ Ax + b with a shear of integers, exact on a grid.
-
-    The way back magnifies errors by the condition of A at most, and those of covariances by its square.
-    """
+def _affine(given: Problem, fmt: Format, rng: np.random.Generator) -> Variant:
+    """x ↦ Ax + b with a shear of integers, exact on a grid; its inverse is one of integers too."""
     features = given.x.shape[1]
     matrix = np.eye(features) + np.tril(rng.integers(-2, 3, (features, features)), -1)
     inverse = torch.from_numpy(np.linalg.inv(matrix).round())
-    shift = rng.integers(-4, 5, features).astype(np.float64)
+    shift = np.asarray(rng.integers(-4, 5, features), np.float64)
 
     def back(state: EMState) -> list[Tensor]:
         a, b = inverse.to(state.means), torch.from_numpy(shift).to(state.means)
@@ -106,20 +113,34 @@ def _affine(given: Problem, rng: np.random.Generator) -> Variant:
         means=given.means @ matrix.T + shift,
         covariances=matrix @ given.covariances @ matrix.T,
     )
-    condition = np.linalg.norm(matrix, np.inf) * np.linalg.norm(np.linalg.inv(matrix), np.inf)
-    return Variant(changed, back, amplifies=float(condition**2))
+    return Variant(changed, back, spread=partial(_sheared_back, inverse.numpy(), shift, fmt))
 
 
-def _batch(given: Problem, rng: np.random.Generator) -> Variant:
+def _sheared_back(a: NDArray[Any], b: NDArray[Any], fmt: Format, sizes: Long, errors: Long) -> Long:
+    """What results may err after A⁻¹(μ − b) and A⁻¹ΣA⁻ᵀ, each sum of D terms rounded in any order."""
+    a, unit, features = np.abs(a), fmt.computing.unit_roundoff, len(a)
+    components = (len(sizes) - 1) // (1 + features + features**2)
+    cuts = np.cumsum([components, components * features, components * features**2])
+    _, means, covariances, _ = np.split(np.abs(sizes) + errors, cuts)
+    logits, of_means, of_covariances, likelihood = np.split(errors, cuts)
+    shape = (components, features, features)
+    # D products and D − 1 sums after a difference; and twice that many for both sides of Σ.
+    once, twice = (n * unit / (1 - n * unit) for n in (features + 1, 2 * features))
+    moved = of_means.reshape(shape[:2]) + once * (means.reshape(shape[:2]) + np.abs(b))
+    turned = of_covariances.reshape(shape) + twice * covariances.reshape(shape)
+    return np.concatenate([logits, (moved @ a.T).ravel(), (a @ turned @ a.T).ravel(), likelihood])
+
+
+def _batch(given: Problem, fmt: Format, rng: np.random.Generator) -> Variant:
     return Variant(given, list, count=BATCH)
 
 
-def _square_batch(given: Problem, rng: np.random.Generator) -> Variant:
+def _square_batch(given: Problem, fmt: Format, rng: np.random.Generator) -> Variant:
     """As many problems as samples: no axis may be taken for another."""
     return Variant(given, list, count=len(given.x))
 
 
-VARIANTS: Mapping[str, Callable[[Problem, np.random.Generator], Variant]] = {
+VARIANTS: Mapping[str, Vary] = {
     "samples": _samples,
     "components": _components,
     "replication": _replication,
@@ -187,16 +208,19 @@ def _judge(
     tally: Tally,
     kernel: str,
     given: Problem,
-    vary: Callable[[Problem, np.random.Generator], Variant],
+    vary: Vary,
     kind: str,
     fmt: Format,
     rng: np.random.Generator,
 ) -> None:
+    variant = vary(given, fmt, rng)
     with precision():
-        truth, budget = truth_and_budget(
-            given, fmt, covariance_type=kind, reg_covar=0.0, density=law(kernel, given.shape[2])
-        )
-    variant = vary(given, rng)
+        asked: dict[str, Any] = {"covariance_type": kind, "reg_covar": 0.0, "density": law(kernel, given.shape[2])}
+        truth, budget = truth_and_budget(given, fmt, **asked)
+        if variant.spread:
+            there, errors = truth_and_budget(variant.changed, fmt, **asked)
+            allowed = variant.spread(there.mid, errors * spacing(there.mid, fmt))
+            budget = allowed / spacing(truth.mid, fmt)
     strangers = [small_like(variant.changed, rng) for _ in range(variant.count - 1)]
     place = int(rng.integers(variant.count))
     batch = [*strangers[:place], variant.changed, *strangers[place:]]
@@ -216,7 +240,7 @@ def _judge(
     tally.judge_errors(
         {"result": np.arange(got.size, dtype=np.float64)},
         truth.ulp_error(got, fmt),
-        budget * variant.amplifies,
+        budget,
         truth,
         got,
     )

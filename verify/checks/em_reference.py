@@ -18,7 +18,7 @@ from verify.strategies import explore
 from verify.subject import Subject
 
 NAME = "em.reference"
-PROBLEMS: dict[Profile, int] = {"quick": 4, "standard": 6, "deep": 400}
+PROBLEMS: dict[Profile, int] = {"quick": 4, "standard": 24, "deep": 400}
 REG_COVAR = 2.0**-20
 
 

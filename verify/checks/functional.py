@@ -1,8 +1,7 @@
 """Functional derivatives: `torch.func` in reverse and forward mode and twice over, against the symbolic derivative.
 
 No finite differences: the truth is the derivative of the definition, in Arb. Reverse mode is budgeted as autograd is,
-forward mode by the same formulas applied to tangents. The second derivative goes through formulas that torch writes
-otherwise than they derive: it is granted the mixed budget.
+forward mode by torch's formulas for tangents, the second derivative by those that torch has for its backward formulas.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from verify.checks.check import Check, numeric_cells
 from verify.finding import Cell, Finding
 from verify.formats import WIDE, format_of
 from verify.judge import Tally, cell_seed
-from verify.mixed import mixed_budget
 from verify.oracle import Oracle, has_kinks
 from verify.rounded import Rounded, arithmetic_of, gradients, run, tangent
 from verify.settings import Settings
@@ -94,8 +92,7 @@ def _run(subject: Subject, cell: Cell, settings: Settings) -> Finding:
         truth = oracle(*columns)
         allowed = _allowed(method, run(program, points := [arithmetic.point(column) for column in columns]), points[0])
         low, high = allowed.ends(columns[0].shape)
-        budget = mixed_budget(oracle, columns, truth, fmt, lost=allowed) if method == "second" else None
-        tally.judge_specified(batch.columns, got, truth, low, high, budget)
+        tally.judge_specified(batch.columns, got, truth, low, high)
 
     points = settings.points // (8 * len(symbols))
     size = max(1, points // (EXAMPLES * ROW)) * ROW
