@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from implicit_em.fused.program import Operand, Program
 
-# The vector functions are those that eager torch and Inductor use, from SLEEF.
+# The vector functions are those that eager torch and Inductor use, from SLEEF, but for `log_one_plus` of `vectors.cpp`.
 _TEXT: Mapping[str, str] = {
     "abs": "{0}.abs()",
     "add": "{0} + {1}",
@@ -23,7 +23,7 @@ _TEXT: Mapping[str, str] = {
     "isinf": "{0}.abs() == V(std::numeric_limits<T>::infinity())",
     "le": "{0} <= {1}",
     "log": "{0}.log()",
-    "log1p": "{0}.log1p()",
+    "log1p": "log_one_plus({0})",
     "logical_and": "{0} & {1}",
     "logical_not": "{0} == V(0)",
     "logical_or": "{0} | {1}",

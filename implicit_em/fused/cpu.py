@@ -99,11 +99,12 @@ def backward(
     return towards_x, towards_mu.sum(0).to(x.dtype), counts.sum(0), towards_parameters
 
 
-def exponential(x: Tensor) -> Tensor:
-    """What the loops take for e^x where x ≤ 0, elementwise: 0 where that is below half the smallest normal number."""
+def own_function(name: str, x: Tensor) -> Tensor:
+    """A function that the loops bring themselves, elementwise: "exponential", for x ≤ 0, or "log_one_plus"."""
     given = x.contiguous()
     result = torch.empty_like(given)
-    _exponential_library(x.dtype).exponentials(pointer(given), ctypes.c_int64(given.numel()), pointer(result))
+    function = getattr(_own_functions(x.dtype), f"{name}_of")
+    function(pointer(given), ctypes.c_int64(given.numel()), pointer(result))
     return result
 
 
@@ -120,9 +121,6 @@ def source(form: Form, axes: Sequence[int], dtype: torch.dtype) -> str:
         _function("slope", form.slope, difference),
         _function("parameter_slopes", form.parameter_slopes, points, ", V* out"),
         "namespace wide {",
-        "using T = double;",
-        "using V = at::vec::Vectorized<T>;",
-        "constexpr int64_t LANES = V::size();",
         _function("energy", form.energy, points),
         "}",
     ]
@@ -174,8 +172,8 @@ def _library(form: Form, axes: tuple[int, ...], dtype: torch.dtype) -> ctypes.CD
 
 
 @cache
-def _exponential_library(dtype: torch.dtype) -> ctypes.CDLL:
-    return compiled(f"{vectors(dtype)}\n{text('exponential.cpp')}")
+def _own_functions(dtype: torch.dtype) -> ctypes.CDLL:
+    return compiled(f"{vectors(dtype)}\n{text('functions.cpp')}")
 
 
 def compiled(code: str) -> ctypes.CDLL:

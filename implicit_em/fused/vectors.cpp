@@ -13,6 +13,14 @@ constexpr int64_t TILE_BYTES = 1 << 16;       // of a tile: what stays in the ca
 constexpr int64_t LONGEST_TILE = 512;
 static_assert(LONGEST_TILE % GROUP == 0);
 
+// What little is done in float64, whatever T is.
+namespace wide {
+using T = double;
+using V = at::vec::Vectorized<T>;
+constexpr int64_t LANES = V::size();
+inline V log_one_plus(V q) { return q.log1p(); }
+}  // namespace wide
+
 constexpr T factorial(int64_t n) { return n < 2 ? T(1) : T(n) * factorial(n - 1); }
 
 inline Bits bits(V value) { return at::vec::cast<Index>(value); }
@@ -39,7 +47,7 @@ inline double sum_of_lanes(V value) {
 // a call empties the registers; and results below the normal range take many times as long as others.
 //
 // x = n·ln 2 + r with |r| ≤ ½ ln 2; e^r by Taylor, whose remainder |r|^(ORDER + 1)/(ORDER + 1)! is below a tenth of an ulp;
-// 2^n is made of its bits, which are 0 where n is too low. What it errs was measured: `implicit-em primitives`.
+// 2^n is made of its bits, which are 0 where n is too low. What it errs is measured: `implicit-em primitives`.
 inline V exponential(V x) {
   constexpr bool SINGLE = sizeof(T) == 4;
   constexpr int64_t DIGITS = SINGLE ? 23 : 52, BIAS = SINGLE ? 127 : 1023, ORDER = SINGLE ? 7 : 13;
@@ -54,4 +62,27 @@ inline V exponential(V x) {
   for (int64_t i = ORDER - 1; i > 1; --i) rest = at::vec::fmadd(rest, r, V(T(1) / factorial(i)));
   const V power = at::vec::cast<T>(bits(shifted) << Bits(DIGITS));
   return (at::vec::fmadd(r * r, rest, r) + V(1)) * power;
+}
+
+// log(1 + q) in registers, as `exponential` is; where q ≤ −1 or q is not finite, the library's.
+//
+// 1 + q = 2^k (1 + f) with f in [−¼, ½], and f from q itself, as 1 + q has lost its last digits. Then
+// log(1 + f) = f − (f²/2 − s (f²/2 + z·(2/3 + 2z/5 + 2z²/7 + …))) with s = f/(2 + f) and z = s² ≤ 1/25.
+// Source: Muller et al. (2018), chapter 10; the last formula is that of log1p in FDLIBM.
+inline V log_one_plus(V q) {
+  constexpr bool SINGLE = sizeof(T) == 4;
+  constexpr int64_t DIGITS = SINGLE ? 23 : 52, TERMS = SINGLE ? 5 : 12;
+  constexpr T HIGH = SINGLE ? 0x1.62e4p-1 : 0x1.62e42fefap-1, LOW = SINGLE ? 0x1.7f7d1cp-20 : 0x1.cf79abc9e3b3ap-40;
+  const V y = q + V(1);
+  const Bits exponent = (bits(y) - bits(V(T(0.75)))) & Bits(-(Index(1) << DIGITS));
+  const V power = at::vec::cast<T>(bits(V(4)) - exponent) * V(T(0.25));  // 2^−k; a quarter of it may be below the normal range
+  const V f = at::vec::fmadd(q, power, power - V(1));
+  const V k = at::vec::convert_to_fp_of_same_size<T>(exponent) * V(T(1) / T(int64_t(1) << DIGITS));
+  const V s = f / (V(2) + f), z = s * s, half = V(T(0.5)) * f * f;
+  V rest(T(2) / T(2 * TERMS + 1));
+  for (int64_t i = TERMS - 1; i > 0; --i) rest = at::vec::fmadd(rest, z, V(T(2) / T(2 * i + 1)));
+  const V low = at::vec::fmadd(s, at::vec::fmadd(rest, z, half), k * V(LOW));
+  const V result = at::vec::fmadd(k, V(HIGH), f - (half - low));
+  const V usual = (q > V(-1)) & (q < V(std::numeric_limits<T>::infinity()));
+  return usual.zero_mask() ? V::blendv(q.log1p(), result, usual) : result;
 }

@@ -20,7 +20,7 @@ from implicit_em.fused.partition import fused
 from verify.checks.check import Check, numeric_cells
 from verify.finding import Cell, Finding
 from verify.formats import WIDE, Format, format_of
-from verify.fused.budget import Budgets, budgets
+from verify.fused.budget import Budgets, arithmetic_of_loops, budgets
 from verify.fused.problems import Problem, problems
 from verify.fused.truth import Truths, truths
 from verify.intervals import Interval
@@ -83,7 +83,7 @@ def _judged(
     """Results, truths and budgets of the problems of one seed."""
     fmt = format_of(dtype)
     form = form_of(subject.code, lift, fmt.torch_dtype)
-    arithmetic = arithmetic_of(dtype, device, backend)
+    arithmetic = arithmetic_of_loops(dtype, device, backend)
     wide = arithmetic_of("float64", device, backend) if backend == "compile" and dtype == "float32" else None
     found: list[Judged] = []
 

@@ -6,13 +6,14 @@ What the loops promise of their sums is in `_DEPTH`, and no more: within it, any
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from implicit_em.fused.form import Form
 from verify.fused.problems import Problem
-from verify.rounded import Arithmetic, Rounded, gradients, run
+from verify.rounded import Arithmetic, Rounded, arithmetic_of, gradients, run
 from verify.subject import Subject
 
 Budgets = Mapping[str, Rounded]
@@ -31,6 +32,18 @@ SHORTEST_VECTOR = 32
 
 # What the last few operations in float64 err, before L is rounded: relative to the largest number among them.
 WIDE_ROOM = np.ldexp(np.longdouble(1), -50)
+
+
+def arithmetic_of_loops(dtype: str, device: str, backend: str) -> Arithmetic:
+    """What the energies in the loops are computed in: Inductor's primitives, but for those that the loops bring.
+
+    Raises:
+        MissingTable: the rounding errors of its primitives were not measured.
+    """
+    arithmetic = arithmetic_of(dtype, device, backend)
+    table = arithmetic.table
+    own = {**table.primitives, "log1p": table["fused_log1p"]}
+    return replace(arithmetic, table=replace(table, primitives=own))
 
 
 def budgets(subject: Subject, form: Form, problem: Problem, arithmetic: Arithmetic, wide: Arithmetic | None) -> Budgets:
