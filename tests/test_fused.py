@@ -279,9 +279,11 @@ FAULTS: list[tuple[str, Old, New, str, str]] = [
      "radial/log_partition"),
     ("another component in the largest one's place", "Bits(Index(component))", "Bits(Index(first))", "student_t",
      "sum/log_partition"),
-    ("16 bits in between", "r = exponential(score - V::loadu(tile.top + at))",
-     "r = V(T(1)/256) * (exponential(score - V::loadu(tile.top + at)) * V(256)).round()", "gaussian",
-     "radial/log_weights"),
+    ("16 bits in between", "r = exponential<LIFT>(score - V::loadu(tile.top + at))",
+     "r = V(1 / T(LOWERED * 256)) * (exponential<LIFT>(score - V::loadu(tile.top + at)) * V(LOWERED * 256)).round()",
+     "gaussian", "radial/log_weights"),
+    ("responsibilities below the normal range are 0", "r = exponential<LIFT>(score - V::loadu(tile.top + at))",
+     "r = V(1 / T(LOWERED)) * exponential(score - V::loadu(tile.top + at))", "gaussian", "radial/mu"),
 ]  # fmt: skip
 
 

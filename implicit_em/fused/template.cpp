@@ -16,6 +16,11 @@ constexpr int64_t BLOCK = 8;                         // features in one partial 
 constexpr int64_t CHUNK = 32;                        // components between two rescalings, and in one partial sum
 constexpr int64_t STRANDS = 4;                       // sums of a chunk's exponentials, side by side
 
+// Weights in gradients are so many powers of two too large, so that none of them is below the normal range; their sums are
+// brought back.
+constexpr int64_t LIFT = DIGITS + 1;
+constexpr double LOWERED = 1.0 / double(int64_t(1) << LIFT);
+
 using Parameters = V[N_PARAMETERS + 1];
 
 struct Problem {
@@ -225,13 +230,13 @@ struct Tile {
   const T* x;      // [D, width]
   const T* scale;  // [width]: g/total
   const T* top;    // [width], finite
-  T* weights;      // [CHUNK, width]: g·r, times what the shape's slope is the same for in all features
+  T* weights;      // [CHUNK, width]: 2^LIFT g·r, times what the shape's slope is the same for in all features
   const T* nothing;  // [width]: the weights of a component beyond the end
   const T* near;     // [K, D]: μ, or 0 where that is infinite; such a component has weight 0, and 0·∞ is 0 here
   int64_t width;
 };
 
-// g·r for every pair, Σ_n g·r, and what the pair's own parameters get.
+// 2^LIFT g·r for every pair, Σ_n g·r, and what the pair's own parameters get.
 template <bool WithParameters>
 inline void responsibilities(const Problem& problem, const Tile& tile, int64_t first, int64_t k, int64_t end,
                              Parameters& p, const Sums& sums) {
@@ -245,7 +250,7 @@ inline void responsibilities(const Problem& problem, const Tile& tile, int64_t f
     pairs(problem, tile.x + n, tile.width, k, end, p,
           [&](int64_t component, int64_t j, V pair, V score, Parameters& own) {
       const int64_t i = component - k, at = n + j * LANES;
-      const V r = exponential(score - V::loadu(tile.top + at)) * V::loadu(tile.scale + at);
+      const V r = exponential<LIFT>(score - V::loadu(tile.top + at)) * V::loadu(tile.scale + at);
       const V impossible = r == V(0);  // its slopes may be ∞: 0·∞ is 0 here
       counts[i] = counts[i] + r;
       if (WithParameters && OWN > 0) {
@@ -262,10 +267,10 @@ inline void responsibilities(const Problem& problem, const Tile& tile, int64_t f
     });
   }
   for (int64_t i = 0; i < std::min(ROWS, end - k); ++i) {
-    sums.log_weights[k + i] += sum_of_lanes(counts[i]);
+    sums.log_weights[k + i] += LOWERED * sum_of_lanes(counts[i]);
     if (WithParameters)
       for (int64_t a = 0; a < OWN; ++a)
-        sums.parameters[a * problem.n_components + k + i] += sum_of_lanes(shares[i][a]);
+        sums.parameters[a * problem.n_components + k + i] += LOWERED * sum_of_lanes(shares[i][a]);
   }
 }
 
@@ -293,9 +298,9 @@ inline void feature(const Problem& problem, const Tile& tile, int64_t first, int
       for (int64_t a = 0; a < OWN; ++a) shares[a] = shares[a] - ignore(weight * out[a], impossible, V(0));
     }
   }
-  sums.mu[k * D + d] += sum_of_lanes(towards_mu);
+  sums.mu[k * D + d] += LOWERED * sum_of_lanes(towards_mu);
   for (int64_t a = 0; a < OWN; ++a)
-    sums.parameters[(a * problem.n_components + k) * D + d] += sum_of_lanes(shares[a]);
+    sums.parameters[(a * problem.n_components + k) * D + d] += LOWERED * sum_of_lanes(shares[a]);
 }
 
 // What a weight is multiplied by in ∂L/∂x, but for the sign: x − μ, or μ.
@@ -336,7 +341,7 @@ inline void features(const Problem& problem, const Tile& tile, int64_t first, in
       }
     for (int64_t i = 0; i < std::min(ROWS, end - k); ++i)
       for (int64_t c = 0; c < Features; ++c)
-        sums.mu[(k + i) * problem.n_features + d + c] += sum_of_lanes(totals[i][c]);
+        sums.mu[(k + i) * problem.n_features + d + c] += LOWERED * sum_of_lanes(totals[i][c]);
   }
   if (ToSamples)
     for (int64_t c = 0; c < Features; ++c)
@@ -403,7 +408,7 @@ void gradients(const Problem& problem, const T* near, const T* top, const T* tot
         }
         if (towards_x)
           for (int64_t n = 0; n < count; ++n)
-            for (int64_t d = 0; d < D; ++d) towards_x[(start + n) * D + d] = sum[d * width + n];
+            for (int64_t d = 0; d < D; ++d) towards_x[(start + n) * D + d] = sum[d * width + n] * T(LOWERED);
       }
     }
   }

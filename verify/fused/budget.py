@@ -102,7 +102,9 @@ class _Loops:
         weights = _absent(gap.rising("fused_exp", np.exp, lambda y: y), impossible)
         total = self.summed(self.rescaled(weights), -1, self.over_exponentials)
         total = Rounded(self.arithmetic, np.maximum(total.low, 1), total.high)
-        share = weights * (self.arithmetic.point(self.problem.towards[:, None]) / _wide(total))
+        share = _absent(self.lifted(gap), impossible) * (
+            self.arithmetic.point(self.problem.towards[:, None]) / _wide(total)
+        )
         share = _absent(share, impossible)
         return {
             "log_partition": self.log_partition(scores, top, impossible, wide),
@@ -110,6 +112,12 @@ class _Loops:
             **self.towards_points(share, impossible),
             **self.towards_parameters(self.pairs, share, impossible),
         }
+
+    def lifted(self, gap: Rounded) -> Rounded:
+        """e^gap in gradients, where it is 0 only below the smallest number, and not below the smallest normal one."""
+        relative, _, _ = self.arithmetic.rounding("fused_exp")
+        low, high = np.exp(gap.low) * (1 - relative), np.exp(gap.high) * (1 + relative)
+        return Rounded(self.arithmetic, np.where(low < self.arithmetic.fmt.min_subnormal, 0, low), high)
 
     def log_partition(self, scores: Rounded, top: Rounded, impossible: Any, wide: _Loops | None) -> Rounded:
         """log Σ exp(score), whichever score was the largest, with its exact value in its place where there is one.
