@@ -1,6 +1,5 @@
 """Jets against Arb's own power series, which know one direction at a time."""
 
-import numpy as np
 import pytest
 from flint import arb_series
 
@@ -13,7 +12,8 @@ from verify.formats import format_of
 @pytest.mark.parametrize("kernel", ROBUST)
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
 def test_a_step_has_the_derivatives_of_a_series_along_each_direction(kernel: str, covariance_type: str) -> None:
-    given = small(3, format_of("float64"), covariance_type)
+    fmt = format_of("float64")
+    given, unit = small(3, fmt, covariance_type), float(fmt.unit_roundoff)
     along = list(directions(given))
     with precision():
         options = {"covariance_type": covariance_type, "reg_covar": 0.0, "density": law(kernel, given.shape[2])}
@@ -23,5 +23,8 @@ def test_a_step_has_the_derivatives_of_a_series_along_each_direction(kernel: str
             for jet, one in zip(jets, series, strict=True):
                 assert isinstance(one, arb_series)
                 assert jet.value.overlaps(one[0])
-                assert jet.derivatives()[place].overlaps(one[1])
-                assert np.isclose(float(jet.derivatives()[place].mid()), float(one[1].mid()), rtol=1e-15, atol=1e-30)
+                slope = jet.derivatives()[place]
+                assert slope.overlaps(one[1])
+                # Enclosures so wide that they overlap anything would say nothing. Zeros are known to u².
+                both = slope.union(one[1])
+                assert float(both.rad()) <= unit * max(abs(float(both.mid())), unit)
