@@ -13,6 +13,7 @@ The same intervals run backwards: `gradients` repeats autograd's own formulas, i
 
 from __future__ import annotations
 
+import operator
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ import numpy as np
 from flint import arb
 from numpy.typing import NDArray
 
+from implicit_em.fused.program import Operand, Program
 from implicit_em.primitives import exponent_limit
 from verify.formats import Format, format_of
 from verify.oracle import pack
@@ -655,6 +657,28 @@ def run(function: Callable[..., Any], arguments: Sequence[Rounded]) -> Rounded:
     }
     result: Rounded = rebound(function, names)(*arguments)
     return result
+
+
+def run_program(program: Program, arguments: Sequence[Rounded]) -> list[Rounded]:
+    """Runs a traced program on intervals."""
+    lift = arguments[0]._lift
+    values: dict[Operand, Any] = dict(zip(program.arguments, arguments, strict=True))
+    with np.errstate(all="ignore"):
+        for each in program.statements:
+            operands = [values[name] if isinstance(name, str) else lift(name) for name in each.operands]
+            function = _OPERATORS.get(each.operation) or getattr(TorchFunctions, each.operation)
+            values[each.target] = function(*operands)
+    return [values[name] if isinstance(name, str) else lift(name) for name in program.results]
+
+
+_OPERATORS: Mapping[str, Callable[..., Any]] = {
+    **{name: getattr(operator, name) for name in ("add", "sub", "mul", "neg", "lt", "le", "gt", "ge", "eq", "ne")},
+    "div": operator.truediv,
+    "logical_and": operator.and_,
+    "logical_or": operator.or_,
+    "reciprocal": lambda x: 1.0 / x,
+    "rsqrt": _rsqrt,
+}
 
 
 def rebound(function: Callable[..., Any], names: Mapping[str, Any]) -> Callable[..., Any]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from implicit_em.fused.cpp import operand, statements
 from implicit_em.fused.form import Form
-from implicit_em.fused.program import Program
+from implicit_em.fused.program import Program, split_at_logarithm
 
 AXES = ("SCALAR", "COMPONENT", "FEATURE")  # by the number of axes of a parameter
 _HEADER = "ATen/cpu/vec/vec.h"
@@ -111,6 +111,7 @@ def own_function(name: str, x: Tensor) -> Tensor:
 def source(form: Form, axes: Sequence[int], dtype: torch.dtype) -> str:
     """The C++ text for a form whose parameters have so many axes."""
     points, difference = (("q", "mu"), ("q - mu",)) if form.shape == "features" else (("q",), ("q",))
+    terms = terms_of(form, axes) or Program(form.energy.arguments, (), (0.0, 0.0, 0.0))
     own = [
         "enum Shape { FEATURES, SQUARE, DOT };",
         "enum Axes { SCALAR, COMPONENT, FEATURE };",
@@ -118,6 +119,9 @@ def source(form: Form, axes: Sequence[int], dtype: torch.dtype) -> str:
         f"constexpr int64_t N_PARAMETERS = {len(form.parameters)};",
         f"constexpr Axes AXES[] = {{{', '.join([*(AXES[count] for count in axes), 'SCALAR'])}}};",
         _function("energy", form.energy, points),
+        f"constexpr bool HAS_LOGARITHM = {_truth(terms.results[2] != 0.0)};",
+        f"constexpr bool HAS_REST = {_truth(terms.results[0] != 0.0)};",
+        _function("terms", terms, points, ", V* out"),
         _function("slope", form.slope, difference),
         _function("parameter_slopes", form.parameter_slopes, points, ", V* out"),
         "namespace wide {",
@@ -125,6 +129,16 @@ def source(form: Form, axes: Sequence[int], dtype: torch.dtype) -> str:
         "}",
     ]
     return "\n".join([vectors(dtype), *own, template()])
+
+
+def terms_of(form: Form, axes: Sequence[int]) -> Program | None:
+    """(rest, inside, factor) where the energy of a feature is rest + factor·log(1 + inside) with one factor for all."""
+    same = [name for name, count in zip(form.fixed(form.energy), axes, strict=True) if count < 2]
+    return split_at_logarithm(form.energy, same) if form.shape == "features" else None
+
+
+def _truth(value: bool) -> str:
+    return "true" if value else "false"
 
 
 def vectors(dtype: torch.dtype) -> str:

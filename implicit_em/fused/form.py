@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from types import ModuleType
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from implicit_em.fused.program import Program, slopes, traced
+from implicit_em.fused.program import Program, slopes, steps, traced
 from implicit_em.kernels import Kernel
 
 Shape = Literal["features", "square", "dot"]
@@ -33,7 +34,9 @@ class Form:
 
     Attributes:
         parameters: their names, in the order of the programs' last arguments.
-        function: the torch function that `energy` was traced from.
+        function: the torch function that `energy` computes.
+        energy_in_square, slope_in_square: whether they are the module's `energy_of_square` of u², and u times its
+            `weight_of_square`, where the shape is features.
         parameter_slopes: ∂d/∂θ, one result for each parameter.
     """
 
@@ -43,6 +46,16 @@ class Form:
     energy: Program
     slope: Program
     parameter_slopes: Program
+    energy_in_square: bool = False
+    slope_in_square: bool = False
+
+    def fixed(self, program: Program) -> tuple[str, ...]:
+        """The arguments of one of its programs that are parameters."""
+        return program.arguments[len(program.arguments) - len(self.parameters) :]
+
+    def work(self, program: Program) -> int:
+        """About how many instructions one of its programs takes for a pair, or for one feature of it."""
+        return steps(program, self.fixed(program))
 
     def energies(
         self,
@@ -79,10 +92,36 @@ def form_of(kernel: Kernel, lift: str, dtype: torch.dtype) -> Form:
         return _made("square", module.SQUARED[name], 1, module.energy_of_square, module.weight_of_square, dtype)
     arguments = module.FUNCTIONS[name]
     if lift == "sum":
-        return _made("features", arguments, 2, module.energy, module.influence, dtype)
+        return _of_features(module, arguments, dtype)
     if kernel.geometry == "direction":
         return _made("dot", arguments, 1, module.energy, _slope(module.energy, 1.0), dtype)
     return _made("square", arguments, 1, module.energy, _slope(module.energy, 2.0), dtype)
+
+
+def _of_features(module: ModuleType, arguments: tuple[str, ...], dtype: torch.dtype) -> Form:
+    """In u, or in u² where the kernel is even and that is less work: it needs no guards against the overflow of u²."""
+    plain = _made("features", arguments, 2, module.energy, module.influence, dtype)
+    if not hasattr(module, "energy_of_square"):
+        return plain
+
+    def energy(x: Tensor, mu: Tensor, *parameters: Tensor) -> Tensor:
+        u = x - mu
+        result: Tensor = module.energy_of_square(u * u, *parameters)
+        return result
+
+    def influence(u: Tensor, *parameters: Tensor) -> Tensor:
+        square = u * u
+        return torch.where(square == 0, 0.0, module.weight_of_square(square, *parameters) * u)
+
+    squared = _made("features", arguments, 2, energy, influence, dtype)
+    chosen = plain
+    if plain.work(squared.energy) < plain.work(plain.energy):
+        chosen = replace(
+            chosen, energy=squared.energy, parameter_slopes=squared.parameter_slopes, energy_in_square=True
+        )
+    if plain.work(squared.slope) < plain.work(plain.slope):
+        chosen = replace(chosen, slope=squared.slope, slope_in_square=True)
+    return chosen
 
 
 def _slope(energy: Callable[..., Tensor], factor: float) -> Callable[..., Tensor]:

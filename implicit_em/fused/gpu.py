@@ -16,7 +16,7 @@ from torch import Tensor
 
 from implicit_em.fused.form import Form
 from implicit_em.fused.program import Program
-from implicit_em.fused.triton_text import operand, scaled, statements, steps
+from implicit_em.fused.triton_text import operand, scaled, statements
 
 # How the shape square gets ‖x − μ‖²: "subtract" loses nothing at any offset; the others expand it, of points around the
 # mean location, into a product by `tl.dot`, of this type and precision. "tf32" and "bf16" round the points first, so
@@ -64,7 +64,7 @@ def tile_of(form: Form, kernel: str, dtype: torch.dtype, rows: int, lanes: int, 
     programs = {"forward": 1, "towards_samples": 2, "towards_components": 3}[kernel]
     used = (form.energy, form.slope, form.parameter_slopes)[:programs]
     widest = _LANES * 4 // dtype.itemsize
-    per_row = _LANES // 32 * max(1, sum(steps(program, form.parameters) for program in used))
+    per_row = _LANES // 32 * max(1, sum(map(form.work, used)))
     fitting = _INSTRUCTIONS[form.shape] // per_row
     most = min(_ROWS[kernel] * 4 // dtype.itemsize, previous_power_of_2(max(1, fitting)))
     return Tile(min(most, next_power_of_2(rows)), min(widest, max(_LEAST_LANES, next_power_of_2(lanes))), 1)
@@ -303,7 +303,7 @@ def _padded(values: Float[Tensor, "row ..."], count: int) -> Tensor:
 def source(form: Form, axes: Sequence[int], dtype: torch.dtype, precision: str = "subtract") -> str:
     """The Triton text for a form whose parameters have so many axes."""
     names = [f"p{i}" for i in range(len(axes))]
-    own = form.energy.arguments[-len(axes) :] if axes else ()
+    own = form.fixed(form.energy)
     bound = dict(zip(own, names, strict=True))
     per_component = [name for name, count in zip(own, axes, strict=True) if count < 2]
     lists = {
@@ -316,7 +316,7 @@ def source(form: Form, axes: Sequence[int], dtype: torch.dtype, precision: str =
     if form.shape == "features":
         summand, energy = scaled(energy, per_component)
         sums = [_function("summand", summand, points | bound, ["q", "mu", *names])]
-        unroll = _UNROLL if steps(summand, own) <= _SHORT else 1
+        unroll = _UNROLL if form.work(summand) <= _SHORT else 1
     constants = {
         "DTYPE": _TYPES[dtype],
         "SHAPE": repr(form.shape),

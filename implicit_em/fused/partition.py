@@ -56,9 +56,9 @@ def mixture_log_partition(
         params: as in `lifted_energy`.
     Returns:
         Nats, in the dtype of `x`; float16 and bfloat16 are computed in float32 and rounded once. A sample that no
-        component can have produced gives −inf, with gradient NaN. Unless "eager", the lift radial and quadratic
-        kernels take distances beyond the root of the dtype's largest number for infinite, and below the root of its
-        smallest for 0. Equal calls give equal bits with any number of threads. Second derivatives hold the matrix.
+        component can have produced gives −inf, with gradient NaN. Unless "eager", even and quadratic kernels may take
+        distances beyond the root of the dtype's largest number for infinite, and below the root of its smallest for 0.
+        Equal calls give equal bits with any number of threads. Second derivatives hold the matrix.
     Raises:
         ValueError: shapes, lift, parameters or backend do not fit; the message says what was expected.
         TypeError: as in `Kernel`.

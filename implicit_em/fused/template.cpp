@@ -3,6 +3,9 @@
 // What stands before this text: `vectors.cpp`, and what `cpu.py` writes for one kernel and dtype:
 //   SHAPE, N_PARAMETERS, AXES             how a pair is reduced, and which axes parameters have
 //   energy(q, mu, p)                      the energy of a pair, or of one feature of it where SHAPE is FEATURES
+//   terms(q, mu, p, out)                  where HAS_LOGARITHM the energy of a feature is rest + factor·log(1 + inside), and
+//                                         these three are in `out`; the factor is the same for all features, the rest 0
+//                                         unless HAS_REST
 //   slope(q, mu, p)                       its derivative as the shape wants it, see `Shape`
 //   parameter_slopes(q, mu, p, out)       its derivatives in the parameters
 //   wide::energy(q, mu, p)                the energy again, of float64
@@ -11,6 +14,7 @@
 // have any number; only sums over samples, for gradients, end with one.
 
 constexpr int64_t ROWS = SHAPE == FEATURES ? 1 : 4;  // components at a time: what they keep has to stay in registers
+constexpr int64_t ARMS = 4;                          // and of gradients
 constexpr int64_t WIDTH = 2;                         // features at a time, of gradients
 constexpr int64_t BLOCK = 8;                         // features in one partial sum
 constexpr int64_t CHUNK = 32;                        // components between two rescalings, and in one partial sum
@@ -46,6 +50,47 @@ inline void load_feature(const Problem& problem, int64_t k, int64_t d, Parameter
     if (AXES[i] == FEATURE) p[i] = V(problem.parameters[i][k * problem.n_features + d]);
 }
 
+// Σ_d energy of a block of features, [first, last), of one component, for VECTORS vectors of samples.
+//
+// Where it is a logarithm, Σ log(1 + q) is log Π(1 + q), one logarithm for all. Π(1 + q) − 1 is what is kept: of small q it
+// has all digits. Where that overflows, logarithms add up after all.
+inline void block_of_energies(const Problem& problem, const T* tile, int64_t width, int64_t k, int64_t first, int64_t last,
+                              Parameters& p, V (&sums)[VECTORS]) {
+  const int64_t D = problem.n_features;
+  V products[VECTORS], out[3];
+  V &rest = out[0], &inside = out[1], &factor = out[2];
+  for (int64_t j = 0; j < VECTORS; ++j) sums[j] = products[j] = V(0);
+  for (int64_t d = first; d < last; ++d) {
+    const V mu(problem.mu[k * D + d]);
+    load_feature(problem, k, d, p);
+    for (int64_t j = 0; j < VECTORS; ++j) {
+      const V x = V::loadu(tile + d * width + j * LANES);
+      if (!HAS_LOGARITHM) {
+        sums[j] = sums[j] + energy(x, mu, p);
+        continue;
+      }
+      terms(x, mu, p, out);
+      if (HAS_REST) sums[j] = sums[j] + rest;
+      products[j] = at::vec::fmadd(inside, products[j] + V(1), products[j]);
+    }
+  }
+  if (!HAS_LOGARITHM) return;
+  for (int64_t j = 0; j < VECTORS; ++j) {
+    const V fits = products[j] < V(std::numeric_limits<T>::infinity());
+    V logarithm = log_one_plus(products[j]);
+    if (fits.zero_mask()) {
+      V total(0);
+      for (int64_t d = first; d < last; ++d) {
+        load_feature(problem, k, d, p);
+        terms(V::loadu(tile + d * width + j * LANES), V(problem.mu[k * D + d]), p, out);
+        total = total + log_one_plus(inside);
+      }
+      logarithm = V::blendv(total, logarithm, fits);
+    }
+    sums[j] = at::vec::fmadd(factor, logarithm, sums[j]);
+  }
+}
+
 // What a pair is reduced to, for ROWS components from k on and one group of samples; those beyond the end are the last.
 inline void gather(const Problem& problem, const T* tile, int64_t width, int64_t k, int64_t end, Parameters& p,
                    V (&sums)[ROWS][VECTORS]) {
@@ -55,27 +100,23 @@ inline void gather(const Problem& problem, const T* tile, int64_t width, int64_t
     rows[i] = problem.mu + std::min(k + i, end - 1) * D;
     for (int64_t j = 0; j < VECTORS; ++j) sums[i][j] = V(0);
   }
+  if (SHAPE == FEATURES) load_component(problem, k, p);
   for (int64_t first = 0; first < D; first += BLOCK) {
+    const int64_t last = std::min(first + BLOCK, D);
     V parts[ROWS][VECTORS];
-    for (int64_t i = 0; i < ROWS; ++i)
-      for (int64_t j = 0; j < VECTORS; ++j) parts[i][j] = V(0);
-    for (int64_t d = first; d < std::min(first + BLOCK, D); ++d) {
-      V x[VECTORS];
-      for (int64_t j = 0; j < VECTORS; ++j) x[j] = V::loadu(tile + d * width + j * LANES);
-      for (int64_t i = 0; i < ROWS; ++i) {
-        const V mu(rows[i][d]);
-        if (SHAPE == FEATURES) {
-          load_component(problem, k + i, p);
-          load_feature(problem, k + i, d, p);
-        }
-        for (int64_t j = 0; j < VECTORS; ++j) {
-          if (SHAPE == FEATURES) {
-            parts[i][j] = parts[i][j] + energy(x[j], mu, p);
-          } else if (SHAPE == SQUARE) {
-            const V u = x[j] - mu;
-            parts[i][j] = at::vec::fmadd(u, u, parts[i][j]);
-          } else {
-            parts[i][j] = at::vec::fmadd(x[j], mu, parts[i][j]);
+    if (SHAPE == FEATURES) {
+      block_of_energies(problem, tile, width, k, first, last, p, parts[0]);
+    } else {
+      for (int64_t i = 0; i < ROWS; ++i)
+        for (int64_t j = 0; j < VECTORS; ++j) parts[i][j] = V(0);
+      for (int64_t d = first; d < last; ++d) {
+        V x[VECTORS];
+        for (int64_t j = 0; j < VECTORS; ++j) x[j] = V::loadu(tile + d * width + j * LANES);
+        for (int64_t i = 0; i < ROWS; ++i) {
+          const V mu(rows[i][d]);
+          for (int64_t j = 0; j < VECTORS; ++j) {
+            const V u = SHAPE == SQUARE ? x[j] - mu : x[j];
+            parts[i][j] = at::vec::fmadd(u, SHAPE == SQUARE ? u : mu, parts[i][j]);
           }
         }
       }
@@ -84,6 +125,7 @@ inline void gather(const Problem& problem, const T* tile, int64_t width, int64_t
       for (int64_t j = 0; j < VECTORS; ++j) sums[i][j] = sums[i][j] + parts[i][j];
   }
 }
+static_assert(SHAPE != FEATURES || ROWS == 1);
 
 // Calls visit(component, j, reduced pair, log π_k − d, p) for every pair of a group of samples and of ROWS components
 // from k on, or as many as there are before the end.
@@ -274,57 +316,45 @@ inline void responsibilities(const Problem& problem, const Tile& tile, int64_t f
   }
 }
 
-// Where the energies of features add: ∂L/∂x and ∂L/∂μ of one feature, and what the parameters get from it.
-template <bool WithParameters>
-inline void feature(const Problem& problem, const Tile& tile, int64_t first, int64_t k, int64_t d, Parameters& p,
-                    const Sums& sums, T* towards_x) {
-  constexpr int64_t OWN = WithParameters ? N_PARAMETERS : 0;
-  const int64_t D = problem.n_features;
-  const V mu(tile.near[k * D + d]);
-  load_component(problem, k, p);
-  load_feature(problem, k, d, p);
-  V towards_mu(0), shares[OWN + 1];
-  for (int64_t a = 0; a < OWN; ++a) shares[a] = V(0);
-  for (int64_t n = 0; n < tile.width; n += LANES) {
-    const V x = V::loadu(tile.x + d * tile.width + n), weight = V::loadu(tile.weights + (k - first) * tile.width + n);
-    const V impossible = weight == V(0);
-    const V share = ignore(weight * slope(x, mu, p), impossible, V(0));
-    T* place = towards_x + d * tile.width + n;
-    (V::loadu(place) - share).store(place);
-    towards_mu = towards_mu + share;
-    if (OWN > 0) {
-      V out[N_PARAMETERS + 1];
-      parameter_slopes(x, mu, p, out);
-      for (int64_t a = 0; a < OWN; ++a) shares[a] = shares[a] - ignore(weight * out[a], impossible, V(0));
-    }
-  }
-  sums.mu[k * D + d] += LOWERED * sum_of_lanes(towards_mu);
-  for (int64_t a = 0; a < OWN; ++a)
-    sums.parameters[(a * problem.n_components + k) * D + d] += LOWERED * sum_of_lanes(shares[a]);
+// What a component's slopes want of it in one feature.
+struct Arm {
+  V mu;
+  Parameters p;
+};
+
+// What a weight is multiplied by in ∂L/∂x, but for the sign: ψ, x − μ, or μ.
+inline V towards_sample(V x, const Arm& arm) {
+  return SHAPE == FEATURES ? slope(x, arm.mu, arm.p) : SHAPE == SQUARE ? x - arm.mu : arm.mu;
 }
 
-// What a weight is multiplied by in ∂L/∂x, but for the sign: x − μ, or μ.
-inline V arm_of_sample(V x, V mu) { return SHAPE == SQUARE ? x - mu : mu; }
+// And in ∂L/∂μ: ψ, x − μ, or −x.
+inline V towards_location(V x, const Arm& arm) { return SHAPE == DOT ? x.neg() : towards_sample(x, arm); }
 
-// And in ∂L/∂μ: x − μ, or −x.
-inline V arm_of_location(V x, V mu) { return SHAPE == SQUARE ? x - mu : x.neg(); }
-
-// ∂L/∂x and ∂L/∂μ of `Features` features, from the weights of a chunk of components.
-template <int64_t Features, bool ToSamples>
-inline void features(const Problem& problem, const Tile& tile, int64_t first, int64_t end, int64_t d, const Sums& sums,
-                     T* towards_x) {
+// ∂L/∂x and ∂L/∂μ of `Features` features, from the weights of a chunk of components, and what parameters get from them.
+template <int64_t Features, bool ToSamples, bool WithParameters>
+inline void features(const Problem& problem, const Tile& tile, int64_t first, int64_t end, int64_t d, Parameters& p,
+                     const Sums& sums, T* towards_x) {
+  constexpr int64_t OWN = SHAPE == FEATURES && WithParameters ? N_PARAMETERS : 0;
+  const int64_t K = problem.n_components, D = problem.n_features;
   T parts[Features][LONGEST_TILE];
   if (ToSamples)
     for (int64_t c = 0; c < Features; ++c) std::fill(parts[c], parts[c] + tile.width, T(0));
-  for (int64_t k = first; k < end; k += ROWS) {
-    V totals[ROWS][Features], locations[ROWS][Features];
-    const T* weights[ROWS];
-    for (int64_t i = 0; i < ROWS; ++i) {
+  for (int64_t k = first; k < end; k += ARMS) {
+    V totals[ARMS][Features], shares[ARMS][Features][OWN + 1];
+    Arm arms[ARMS][Features];
+    const T* weights[ARMS];
+    for (int64_t i = 0; i < ARMS; ++i) {
       const bool is_there = k + i < end;
+      const int64_t component = is_there ? k + i : k;
       weights[i] = is_there ? tile.weights + (k + i - first) * tile.width : tile.nothing;
       for (int64_t c = 0; c < Features; ++c) {
         totals[i][c] = V(0);
-        locations[i][c] = V(tile.near[(is_there ? k + i : k) * problem.n_features + d + c]);
+        for (int64_t a = 0; a < OWN; ++a) shares[i][c][a] = V(0);
+        arms[i][c].mu = V(tile.near[component * D + d + c]);
+        if (SHAPE != FEATURES) continue;
+        load_component(problem, component, p);
+        load_feature(problem, component, d + c, p);
+        std::copy(p, p + N_PARAMETERS, arms[i][c].p);
       }
     }
     for (int64_t n = 0; n < tile.width; n += LANES)
@@ -332,16 +362,33 @@ inline void features(const Problem& problem, const Tile& tile, int64_t first, in
         const V x = V::loadu(tile.x + (d + c) * tile.width + n);
         V part;
         if (ToSamples) part = V::loadu(parts[c] + n);
-        for (int64_t i = 0; i < ROWS; ++i) {
+        for (int64_t i = 0; i < ARMS; ++i) {
           const V weight = V::loadu(weights[i] + n);
-          if (ToSamples) part = at::vec::fmadd(weight, arm_of_sample(x, locations[i][c]), part);
-          totals[i][c] = at::vec::fmadd(weight, arm_of_location(x, locations[i][c]), totals[i][c]);
+          const Arm& arm = arms[i][c];
+          if (SHAPE == FEATURES) {
+            const V impossible = weight == V(0);
+            const V share = ignore(weight * towards_sample(x, arm), impossible, V(0));
+            if (ToSamples) part = part + share;
+            totals[i][c] = totals[i][c] + share;
+            if (OWN > 0) {
+              V out[N_PARAMETERS + 1];
+              parameter_slopes(x, arm.mu, arm.p, out);
+              for (int64_t a = 0; a < OWN; ++a)
+                shares[i][c][a] = shares[i][c][a] - ignore(weight * out[a], impossible, V(0));
+            }
+          } else {
+            if (ToSamples) part = at::vec::fmadd(weight, towards_sample(x, arm), part);
+            totals[i][c] = at::vec::fmadd(weight, towards_location(x, arm), totals[i][c]);
+          }
         }
         if (ToSamples) part.store(parts[c] + n);
       }
-    for (int64_t i = 0; i < std::min(ROWS, end - k); ++i)
-      for (int64_t c = 0; c < Features; ++c)
-        sums.mu[(k + i) * problem.n_features + d + c] += LOWERED * sum_of_lanes(totals[i][c]);
+    for (int64_t i = 0; i < std::min(ARMS, end - k); ++i)
+      for (int64_t c = 0; c < Features; ++c) {
+        const int64_t at = (k + i) * D + d + c;
+        sums.mu[at] += LOWERED * sum_of_lanes(totals[i][c]);
+        for (int64_t a = 0; a < OWN; ++a) sums.parameters[a * K * D + at] += LOWERED * sum_of_lanes(shares[i][c][a]);
+      }
   }
   if (ToSamples)
     for (int64_t c = 0; c < Features; ++c)
@@ -351,13 +398,11 @@ inline void features(const Problem& problem, const Tile& tile, int64_t first, in
       }
 }
 
-template <int64_t Features>
-inline void features(const Problem& problem, const Tile& tile, int64_t first, int64_t end, int64_t d, const Sums& sums,
-                     T* towards_x) {
-  if (towards_x)
-    features<Features, true>(problem, tile, first, end, d, sums, towards_x);
-  else
-    features<Features, false>(problem, tile, first, end, d, sums, towards_x);
+template <int64_t Features, bool WithParameters>
+inline void features(const Problem& problem, const Tile& tile, int64_t first, int64_t end, int64_t d, Parameters& p,
+                     const Sums& sums, T* towards_x) {
+  const auto chosen = towards_x ? features<Features, true, WithParameters> : features<Features, false, WithParameters>;
+  chosen(problem, tile, first, end, d, p, sums, towards_x);
 }
 
 template <bool WithParameters>
@@ -370,7 +415,7 @@ void gradients(const Problem& problem, const T* near, const T* top, const T* tot
 #pragma omp parallel num_threads(threads)
   {
     std::vector<T> x(D * width), weights((CHUNK + 1) * width), scale(width), highest(width);
-    std::vector<T> sum(D * width), part(SHAPE == FEATURES ? D * width : 0);
+    std::vector<T> sum(D * width);
     T* const towards = towards_x ? sum.data() : nullptr;
     const Tile tile{x.data(), scale.data(), highest.data(), weights.data(), weights.data() + CHUNK * width, near, width};
     Parameters p;
@@ -393,18 +438,10 @@ void gradients(const Problem& problem, const T* near, const T* top, const T* tot
           const int64_t end = std::min(first + CHUNK, K);
           for (int64_t k = first; k < end; k += ROWS)
             responsibilities<WithParameters>(problem, tile, first, k, end, p, sums);
-          if (SHAPE == FEATURES) {
-            std::fill(part.begin(), part.end(), T(0));
-            for (int64_t d = 0; d < D; ++d)
-              for (int64_t k = first; k < end; ++k)
-                feature<WithParameters>(problem, tile, first, k, d, p, sums, part.data());
-            for (int64_t i = 0; i < D * width; ++i) sum[i] += part[i];
-          } else {
-            int64_t d = 0;
-            for (; d + WIDTH <= D; d += WIDTH)
-              features<WIDTH>(problem, tile, first, end, d, sums, towards);
-            for (; d < D; ++d) features<1>(problem, tile, first, end, d, sums, towards);
-          }
+          int64_t d = 0;
+          for (; d + WIDTH <= D; d += WIDTH)
+            features<WIDTH, WithParameters>(problem, tile, first, end, d, p, sums, towards);
+          for (; d < D; ++d) features<1, WithParameters>(problem, tile, first, end, d, p, sums, towards);
         }
         if (towards_x)
           for (int64_t n = 0; n < count; ++n)

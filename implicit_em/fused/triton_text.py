@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from implicit_em.fused.program import Operand, Program, Statement
+from implicit_em.fused.program import Operand, Program, Statement, is_constant, names_known
 
 # `libdevice` is CUDA's library on a GPU; where Triton's interpreter runs, the template puts NumPy in its place.
 # DTYPE and WHOLE are the template's.
@@ -48,15 +48,12 @@ _TEXT: Mapping[str, str] = {
 # A division by what is the same for many pairs: one reciprocal for all of them. Costs a rounding, and saves ten steps.
 _BY_A_FIXED_DIVISOR = "{0} * reciprocal({1})"
 
-_STEPS = {"div": 8, "erf": 24, "exp": 4, "log": 4, "reciprocal": 8, "rsqrt": 4, "sigmoid": 12, "sign": 4, "sqrt": 8}
-_STEPS_OF_LIBRARY = 24
-
 
 def statements(program: Program, fixed: Collection[str] = ()) -> list[str]:
     """The program's lines; its arguments are names in scope, of which `fixed` do not vary over pairs."""
     known, lines = set(fixed), []
     for each in program.statements:
-        constant = [_is_constant(value, known) for value in each.operands]
+        constant = [is_constant(value, known) for value in each.operands]
         text = _TEXT[each.operation]
         if all(constant):
             known.add(each.target)
@@ -64,20 +61,6 @@ def statements(program: Program, fixed: Collection[str] = ()) -> list[str]:
             text = _BY_A_FIXED_DIVISOR
         lines.append(f"{each.target} = {text.format(*map(operand, each.operands))}")
     return lines
-
-
-def steps(program: Program, fixed: Collection[str]) -> int:
-    """About how many instructions a pair takes; what is the same for many pairs is not counted."""
-    known, total = set(fixed), 0
-    for each in program.statements:
-        constant = [_is_constant(value, known) for value in each.operands]
-        if all(constant):
-            known.add(each.target)
-        elif not (each.operation == "div" and constant[1]):
-            total += _STEPS_OF_LIBRARY if "libdevice" in _TEXT[each.operation] else _STEPS.get(each.operation, 1)
-        else:
-            total += 1
-    return total
 
 
 def operand(value: Operand) -> str:
@@ -94,14 +77,11 @@ def scaled(program: Program, fixed: Collection[str]) -> tuple[Program, Program]:
     Σ_i f(u_i)/b is (Σ_i f(u_i))/b: factors that are the same for all of a sum are left to its end. `fixed` are the
     arguments that are. The second program's first argument is the sum.
     """
-    known = set(fixed)
-    for each in program.statements:
-        if all(_is_constant(value, known) for value in each.operands):
-            known.add(each.target)
+    known = names_known(program, fixed)
     made = {each.target: each for each in program.statements}
     (result,), factors = program.results, list[Statement]()
     while (last := made.get(str(result))) is not None and last.operation in ("mul", "div"):
-        varying = [value for value in last.operands if not _is_constant(value, known)]
+        varying = [value for value in last.operands if not is_constant(value, known)]
         if len(varying) != 1 or (last.operation == "div" and varying[0] != last.operands[0]):
             break
         factors.insert(0, last)
@@ -119,7 +99,3 @@ def scaled(program: Program, fixed: Collection[str]) -> tuple[Program, Program]:
         Program(program.arguments, start, (result,)),
         Program(("total", *fixed), (*early, *late), program.results),
     )
-
-
-def _is_constant(value: Operand, known: Collection[str]) -> bool:
-    return not isinstance(value, str) or value in known

@@ -15,10 +15,12 @@ from typing import Any
 
 import torch
 
+from implicit_em.fused.cpu import terms_of
 from implicit_em.fused.form import Form, form_of
 from implicit_em.fused.program import Program
 from verify.bench.problems import Case, Problem
 from verify.bench.timing import finish
+from verify.fused.budget import BLOCK
 
 # What costs about as much as a multiply-add; every other operation has a peak of its own.
 _CHEAP = frozenset({
@@ -75,21 +77,29 @@ def work_of(problem: Problem, pass_name: str) -> Work:
     """What the fused path has to do; the gradient computes the energies once more, so as not to keep them."""
     case = problem.case
     form = form_of(problem.subject.code, case.lift, case.fmt.torch_dtype)
+    terms = terms_of(form, [0] * len(form.parameters)) if case.device == "cpu" else None
     samples, components, features = case.size
     pairs, per_number = samples * components, case.fmt.torch_dtype.itemsize
     read = (samples * features + components * features + components) * per_number
-    forward = _pairwise(form, features, pairs) + Work(read + samples * per_number, 0, {"log": samples})
+    forward = _pairwise(form, terms, features, pairs) + Work(read + samples * per_number, 0, {"log": samples})
     if pass_name == "forward":
         return forward
     written = (samples + components) * features * per_number
-    again = _pairwise(form, features, pairs) + Work(read + 2 * samples * per_number + written, 0)
+    again = _pairwise(form, terms, features, pairs) + Work(read + 2 * samples * per_number + written, 0)
     return forward + again + _slopes(form, features, pairs)
 
 
-def _pairwise(form: Form, features: int, pairs: int) -> Work:
-    """Energies, and the log-sum-exp over them."""
+def _pairwise(form: Form, terms: Program | None, features: int, pairs: int) -> Work:
+    """Energies, and the log-sum-exp over them.
+
+    Args:
+        terms: as `terms_of` gives them, where a block of features takes one logarithm.
+    """
     energy = _cost(form.energy, len(form.parameters))
-    if form.shape == "features":
+    if terms is not None:
+        term = _cost(terms, len(form.parameters)) + Work(0, 2 + (terms.results[0] != 0.0))
+        reduced = _times(term, features) + _times(Work(0, 1, {"log1p": 1}), -(-features // BLOCK))
+    elif form.shape == "features":
         reduced = _times(energy + Work(0, 1), features)
     else:
         reduced = energy + Work(0, features * (2 if form.shape == "square" else 1))

@@ -5,15 +5,17 @@ What the loops promise of their sums is in `_DEPTH`, and no more: within it, any
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from implicit_em.fused.cpu import terms_of
 from implicit_em.fused.form import Form
+from implicit_em.fused.program import Program
 from verify.fused.problems import Problem
-from verify.rounded import Arithmetic, Rounded, arithmetic_of, gradients, run
+from verify.rounded import Arithmetic, Rounded, TorchFunctions, arithmetic_of, gradients, run, run_program
 from verify.subject import Subject
 
 Budgets = Mapping[str, Rounded]
@@ -53,7 +55,10 @@ def budgets(subject: Subject, form: Form, problem: Problem, arithmetic: Arithmet
         wide: what the largest score is worked out in again; None where it is not.
     """
     with np.errstate(all="ignore"):
-        loops = _Loops(subject, form, problem, arithmetic)
+        terms = None
+        if arithmetic.table.backend == "compile":
+            terms = terms_of(form, [value.ndim for value in problem.parameters.values()])
+        loops = _Loops(subject, form, problem, arithmetic, terms)
         return loops.values(_Loops(subject, form, problem, wide, block=1) if wide else None)
 
 
@@ -61,7 +66,13 @@ class _Loops:
     """Arrays are [sample, component, feature], or [sample, component] where the last has been summed."""
 
     def __init__(
-        self, subject: Subject, form: Form, problem: Problem, arithmetic: Arithmetic, block: int = BLOCK
+        self,
+        subject: Subject,
+        form: Form,
+        problem: Problem,
+        arithmetic: Arithmetic,
+        terms: Program | None = None,
+        block: int = BLOCK,
     ) -> None:
         self.subject, self.form, self.problem, self.arithmetic = subject, form, problem, arithmetic
         trailing = 1 if form.shape == "features" else 0
@@ -83,13 +94,49 @@ class _Loops:
         self.over_exponentials = _depth(min(count, CHUNK), -(-CHUNK // STRANDS)) + 2
         lanes = SHORTEST_VECTOR // arithmetic.fmt.torch_dtype.itemsize
         self.over_samples = min(len(problem.x), LONGEST_TILE // lanes + lanes.bit_length() - 1) + 1
-        self.pairs = run(form.function, [*self.points, *self.parameters.values()])
+        arguments = [*self.points, *self.parameters.values()]
+        if form.energy_in_square:
+            self.pairs = run(subject.code.module.energy_of_square, [self.gap * self.gap, *arguments[2:]])
+        else:
+            self.pairs = run(form.function, arguments)
         self.pairs = _at(self.pairs, (self.gap if form.shape == "features" else self.points[0]).low.shape)
+        self.terms = run_program(terms, arguments) if terms else None
 
     def scores(self) -> Rounded:
-        energies = self.summed(self.pairs, -1, self.over_features) if self.form.shape == "features" else self.pairs
+        energies = self.energies()
         log_weights = np.where(self.problem.impossible, 0, self.problem.log_weights)
         return self.arithmetic.point(np.broadcast_to(log_weights, energies.low.shape)) - energies
+
+    def energies(self) -> Rounded:
+        if self.form.shape != "features":
+            return self.pairs
+        if self.terms is None:
+            return self.summed(self.pairs, -1, self.over_features)
+        starts = range(0, self.gap.low.shape[-1], BLOCK)
+        blocks = [self.block_of_energies(slice(first, first + BLOCK)) for first in starts]
+        low, high = np.stack([block.low for block in blocks], -1), np.stack([block.high for block in blocks], -1)
+        return self.summed(Rounded(self.arithmetic, low, high), -1, len(blocks))
+
+    def block_of_energies(self, features: slice) -> Rounded:
+        """Σ rest + factor · log Π(1 + inside), or with Σ log(1 + inside) where the product overflows."""
+        rest, inside, factor = (_part(_at(term, self.gap.low.shape), features) for term in self.terms or ())
+        product = self.arithmetic.point(np.zeros(inside.low.shape[:-1]))
+        for index in range(inside.low.shape[-1]):
+            each = _part(inside, index)
+            product = self.fused(each, product + 1.0, product)
+        fits, overflows = np.isfinite(product.high), np.isinf(product.low)
+        most = self.arithmetic.fmt.max
+        product = Rounded(self.arithmetic, np.minimum(product.low, most), np.minimum(product.high, most))
+        usual, safe = TorchFunctions.log1p(product), self.summed(TorchFunctions.log1p(inside), -1, BLOCK)
+        low = np.where(fits, usual.low, np.where(overflows, safe.low, np.minimum(usual.low, safe.low)))
+        high = np.where(fits, usual.high, np.where(overflows, safe.high, np.maximum(usual.high, safe.high)))
+        return self.fused(_part(factor, 0), Rounded(self.arithmetic, low, high), self.summed(rest, -1, BLOCK))
+
+    def fused(self, a: Rounded, b: Rounded, c: Rounded) -> Rounded:
+        """a·b + c, rounded once."""
+        exact = np.stack([x * y for x in (a.low, a.high) for y in (b.low, b.high)])
+        low, high = self.arithmetic.widen("add", exact.min(0) + c.low, exact.max(0) + c.high)
+        return Rounded(self.arithmetic, low, high)
 
     def values(self, wide: _Loops | None) -> Budgets:
         scores = self.scores()
@@ -171,7 +218,7 @@ class _Loops:
         module = self.subject.code.module
         parameters = list(self.parameters.values())
         if self.form.shape == "features":
-            terms = _wide(share) * run(module.influence, [self.gap, *parameters])
+            terms = _wide(share) * self.influence(parameters)
         elif hasattr(module, "weight_of_square"):
             slope = run(module.weight_of_square, [*self.points, *parameters])
             together = (self.points[0].low <= 0) & (self.points[0].high <= 0)
@@ -186,6 +233,15 @@ class _Loops:
             terms = _wide(share * (pulled * 2.0)) * self.gap
         terms = _absent(terms, np.broadcast_to(impossible[..., None], terms.low.shape))
         return self.both(-terms, terms)
+
+    def influence(self, parameters: Sequence[Rounded]) -> Rounded:
+        """ψ of each feature."""
+        module = self.subject.code.module
+        if not self.form.slope_in_square:
+            return run(module.influence, [self.gap, *parameters])
+        square = self.gap * self.gap
+        weight = run(module.weight_of_square, [square, *parameters])
+        return _absent(weight * self.gap, (square.low <= 0) & (square.high <= 0))
 
     def both(self, towards_x: Rounded, towards_mu: Rounded) -> Budgets:
         return {
@@ -229,6 +285,10 @@ def _depth(count: int, block: int) -> int:
 def _at(value: Rounded, shape: tuple[int, ...]) -> Rounded:
     low, high = value.ends(shape)
     return Rounded(value.arithmetic, low, high, value.parents)
+
+
+def _part(value: Rounded, features: int | slice) -> Rounded:
+    return Rounded(value.arithmetic, value.low[..., features], value.high[..., features])
 
 
 def _wide(value: Rounded) -> Rounded:

@@ -21,6 +21,8 @@ SAMPLES = (1, 2, 15, 17, 63, 65, 130, 513, 1100)
 COMPONENTS = (1, 2, 5, 31, 33, 64, 70, 100)
 FEATURES = (1, 2, 3, 5, 9, 17)
 OFFSET = 1e4
+SCALES = range(-3, 4)  # powers of two that points are spread by
+SQUARES = 3  # of so many features a product overflows, where points are far apart
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def problems(
         build,
         st.tuples(st.sampled_from(SAMPLES), st.sampled_from(COMPONENTS), st.sampled_from(FEATURES)),
         st.booleans(),
-        st.integers(-3, 2),
+        st.sampled_from((*SCALES, _far(fmt))),
         st.booleans(),
         st.sampled_from(("none", "random", "impossible")),
         st.sampled_from(LAYOUTS),
@@ -112,6 +114,11 @@ def _points(
         points /= np.linalg.norm(points, axis=-1, keepdims=True)
         return points
     return np.ldexp(points, scale) + OFFSET * offset
+
+
+def _far(fmt: Format) -> int:
+    """A power of two that leaves squares in range, and products of SQUARES of them not."""
+    return int(np.log2(fmt.max)) // (2 * SQUARES) + 4
 
 
 def _vanishes_far_away(subject: Subject, form: Form) -> bool:
