@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from verify.checks.check import expected
@@ -58,9 +59,14 @@ def _page(subject: Subject, settings: Settings) -> Page:
 WORKBENCH = Workbench(load=_load, checks=_checks, page=_page)
 
 
-@lru_cache(maxsize=256)
 def subject(bench: Workbench, spec: str) -> Subject:
-    """The kernel behind a spec, loaded once in each process."""
+    """The kernel behind a spec, loaded once in each process, and again when its file has changed."""
+    path = Path(spec)
+    return _loaded(bench, spec, path.read_bytes() if path.is_file() else b"")
+
+
+@lru_cache(maxsize=256)
+def _loaded(bench: Workbench, spec: str, text: bytes) -> Subject:
     return bench.load(spec)
 
 
