@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import implicit_em as ie
-from implicit_em.fused import cpu, partition
+from implicit_em.fused import call, cpu
 from implicit_em.fused.form import form_of
 from implicit_em.fused.program import slopes, traced
 from verify.checks import CHECKS
@@ -179,7 +179,7 @@ def test_eager_works_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     tensors, params = problem("laplace", 23, 4, 3)
     params["b"] = torch.rand((23, 4), dtype=torch.float64).add(0.5).requires_grad_()
     whole = value_and_gradients("eager", "laplace", "radial", tensors, params)
-    monkeypatch.setattr(partition, "BLOCK", 60)
+    monkeypatch.setattr(call, "BLOCK", 60)
     assert_close(value_and_gradients("eager", "laplace", "radial", tensors, params), whole)
 
 
