@@ -257,16 +257,16 @@ FAULTS: list[tuple[str, Old, New, str, str]] = [
      "for (int64_t i = 0; i < std::min(ROWS, end - 1 - k); ++i) {\n    if", "gaussian", "radial/log_partition"),
     ("squares expanded", "parts[i][j] = at::vec::fmadd(u, u, parts[i][j]);",
      "parts[i][j] = parts[i][j] + (x[j] * x[j] - x[j] * mu * V(2) + mu * mu);", "gaussian", "radial/log_partition"),
-    ("samples beyond the last one counted", "n < count ? grad[start + n] / total[start + n] : T(0)",
+    ("samples beyond the last one counted", "n < count ? (MEANS ? T(1) : grad[start + n]) / total[start + n] : T(0)",
      "grad[std::min(start + n, N - 1)] / total[std::min(start + n, N - 1)]", "gaussian", "radial/mu"),
-    ("not normalized", "grad[start + n] / total[start + n]", "grad[start + n]", "gaussian", "radial/log_weights"),
+    ("not normalized", "(MEANS ? T(1) : grad[start + n]) / total[start + n]", "grad[start + n]", "gaussian",
+     "radial/log_weights"),
     ("sign of the location's slope", "return SHAPE == SQUARE ? x - mu : x.neg();",
      "return SHAPE == SQUARE ? mu - x : x;", "cosine", "own/mu"),
     ("a pole at x = μ", "impossible | flat", "impossible", "laplace", "radial/x"),
-    ("infinite locations kept", "V(tile.near[(is_there ? k + i : k)", "V(problem.mu[(is_there ? k + i : k)", "gaussian",
-     "radial/x"),
+    ("infinite locations kept", "points{x.data(), near,", "points{x.data(), problem.mu,", "gaussian", "radial/x"),
     ("the last component more than once", "(k + i - first) * tile.width : tile.nothing",
-     "(k + i - first) * tile.width : tile.weights + (k - first) * tile.width", "gaussian", "radial/x"),
+     "(k + i - first) * tile.width : sides.weights + (k - first) * tile.width", "gaussian", "radial/x"),
     ("a chunk's sum dropped", "(V::loadu(place) - V::loadu(parts[c] + n)).store(place);",
      "V::loadu(parts[c] + n).neg().store(place);", "gaussian", "radial/x"),
     ("shares of the wrong component", "sums.parameters[a * problem.n_components + k + i]",
@@ -288,14 +288,13 @@ FAULTS: list[tuple[str, Old, New, str, str]] = [
 @pytest.fixture
 def template() -> Iterator[Callable[[str, str], None]]:
     """Replaces a piece of the loops' text for the time of a test."""
-    text = cpu.template()
+    original = cpu.template
 
     def replace(old: str, new: str) -> None:
-        assert text.count(old) == 1, f"expected {old!r} once in the template"
-        cpu.template = lambda: text.replace(old, new)  # type: ignore[assignment]
+        assert original(True).count(old) == 1, f"expected {old!r} once in the template"
+        cpu.template = lambda means=False: original(means).replace(old, new)
         cpu._library.cache_clear()
 
-    original = cpu.template
     yield replace
     cpu.template = original
     cpu._library.cache_clear()
