@@ -17,6 +17,7 @@ from implicit_em.fused.form import form_of
 from implicit_em.fused.program import slopes, traced
 from verify.checks import CHECKS
 from verify.checks.fused import lifts_of
+from verify.fused.truth import MEAN
 from verify.settings import Settings
 from verify.subject import load_subject
 
@@ -282,17 +283,38 @@ FAULTS: list[tuple[str, Old, New, str, str]] = [
     ("16 bits in between", "r = exponential(score - V::loadu(tile.top + at))",
      "r = V(T(1)/256) * (exponential(score - V::loadu(tile.top + at)) * V(256)).round()", "gaussian",
      "radial/log_weights"),
+    ("values as they are, not from an origin", "origins[e * width + n] = row[e];",
+     "origins[e * width + n] = T(0 * row[e]);", "gaussian", "radial/posterior_mean/log_weights"),
+    ("the first component's value as origin", "largest[group * GROUP + n] = nearest[n];",
+     "largest[group * GROUP + n] = 0;", "gaussian", "radial/posterior_mean/x"),
+    ("the mean left out of the pull", "sums[i][j] = V::loadu(tile.level + n + j * LANES).neg();", "sums[i][j] = V(0);",
+     "student_t", "radial/posterior_mean/nu"),
+    ("a mean that has been rounded", "* double(residual[e])",
+     "* double(T(origins[e * width + n] + residual[e]) - origins[e * width + n])", "cosine",
+     "own/posterior_mean/log_weights"),
+    ("sign of a value's difference", "return origin - value;", "return value - origin;", "laplace",
+     "sum/posterior_mean"),
+    ("a mean that is not normalized", "sums[e * width + n] / total[start + n]", "sums[e * width + n]", "gaussian",
+     "radial/posterior_mean"),
+    ("pulls where shares belong", "values.bounded, E, shares.data()", "values.bounded, E, weights.data()", "huber",
+     "sum/posterior_mean/values"),
+    ("another component's pull", "values.all[std::min(k + i, end - 1) * E + e]", "values.all[k * E + e]", "gaussian",
+     "radial/posterior_mean/mu"),
+    ("infinite values pull without a share", "r = ignore(r * towards[i][j], r == V(0), V(0));",
+     "r = r * towards[i][j];", "gaussian", "radial/posterior_mean/x"),
+    ("infinite values count without a share", "if (tile.weights[(k - first) * tile.width + n] > T(0)) sums",
+     "sums", "student_t", "radial/posterior_mean"),
 ]  # fmt: skip
 
 
 @pytest.fixture
-def template() -> Iterator[Callable[[str, str], None]]:
-    """Replaces a piece of the loops' text for the time of a test."""
+def template() -> Iterator[Callable[[str, str, bool], None]]:
+    """Replaces a piece of the loops' text, as the log-partition or the means have it, for the time of a test."""
     original = cpu.template
 
-    def replace(old: str, new: str) -> None:
+    def replace(old: str, new: str, in_means: bool) -> None:
         assert original(True).count(old) == 1, f"expected {old!r} once in the template"
-        cpu.template = lambda means=False: original(means).replace(old, new)
+        cpu.template = lambda means=False: original(means).replace(old, new) if means == in_means else original(means)
         cpu._library.cache_clear()
 
     yield replace
@@ -309,9 +331,9 @@ def verdicts(name: str, function: str) -> set[str]:
 
 @pytest.mark.parametrize(("old", "new", "name", "function"), [f[1:] for f in FAULTS], ids=[f[0] for f in FAULTS])
 def test_the_check_sees_faulty_loops(
-    template: Callable[[str, str], None], old: str, new: str, name: str, function: str
+    template: Callable[[str, str, bool], None], old: str, new: str, name: str, function: str
 ) -> None:
-    template(old, new)
+    template(old, new, MEAN in function)
     assert verdicts(name, function) == {"failed"}
 
 

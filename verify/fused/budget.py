@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from implicit_em.fused.form import Form
 from verify.fused.problems import Problem
+from verify.fused.truth import MEAN
 from verify.rounded import Arithmetic, Rounded, arithmetic_of, gradients, run
 from verify.subject import Subject
 
@@ -103,12 +105,25 @@ class _Loops:
         total = self.summed(self.rescaled(weights), -1, self.over_exponentials)
         total = Rounded(self.arithmetic, np.maximum(total.low, 1), total.high)
         share = weights * (self.arithmetic.point(self.problem.towards[:, None]) / _wide(total))
-        share = _absent(share, impossible)
+        means = _Means(self, scores, top, impossible)
+        own = {
+            "values": self.summed(means.towards_values(), 0, self.over_samples),
+            **self.towards_scores(means.towards_scores(), impossible),
+        }
         return {
             "log_partition": self.log_partition(scores, top, impossible, wide),
+            **self.towards_scores(share, impossible),
+            MEAN: means.mean(),
+            **{f"{MEAN}/{name}": value for name, value in own.items()},
+        }
+
+    def towards_scores(self, share: Rounded, impossible: Any) -> Budgets:
+        """What a function of the scores has as gradient, given its derivative in every score."""
+        share = _absent(share, impossible)
+        return {
             "log_weights": self.summed(share, 0, self.over_samples),
             **self.towards_points(share, impossible),
-            **self.towards_parameters(self.pairs, share, impossible),
+            **self.towards_parameters(share, impossible),
         }
 
     def log_partition(self, scores: Rounded, top: Rounded, impossible: Any, wide: _Loops | None) -> Rounded:
@@ -158,24 +173,36 @@ class _Loops:
         relative, _, _ = self.arithmetic.rounding("fused_exp")
         return chunks * (relative + self.arithmetic.fmt.unit_roundoff) + gap * self.arithmetic.fmt.unit_roundoff
 
+    @cached_property
+    def slope(self) -> Rounded:
+        """ψ(u) of each feature, or what the form has as the slope of a pair."""
+        module, parameters = self.subject.code.module, list(self.parameters.values())
+        if self.form.shape == "features":
+            return run(module.influence, [self.gap, *parameters])
+        if hasattr(module, "weight_of_square"):
+            return run(module.weight_of_square, [*self.points, *parameters])
+        (point,) = self.points
+        pulled = gradients(run(self.form.function, [point, *parameters]), {"point": point})["point"]
+        pulled = _at(pulled, point.low.shape)
+        return pulled if self.form.shape == "dot" else pulled * 2.0
+
+    @cached_property
+    def parameter_slopes(self) -> Mapping[str, Rounded]:
+        found = gradients(self.pairs, self.parameters)
+        return {name: _at(found[name], self.pairs.low.shape) for name in self.parameters}
+
     def towards_points(self, share: Rounded, impossible: Any) -> Budgets:
         """∂/∂x and ∂/∂μ from the weight of each pair."""
-        module = self.subject.code.module
-        parameters = list(self.parameters.values())
         if self.form.shape == "features":
-            terms = _wide(share) * run(module.influence, [self.gap, *parameters])
-        elif hasattr(module, "weight_of_square"):
-            slope = run(module.weight_of_square, [*self.points, *parameters])
+            terms = _wide(share) * self.slope
+        elif self.form.shape == "dot":
+            weight = _wide(_absent(share * self.slope, impossible))
+            return self.both(-(weight * self.mu), -(weight * self.x))
+        elif hasattr(self.subject.code.module, "weight_of_square"):
             together = (self.points[0].low <= 0) & (self.points[0].high <= 0)
-            terms = _wide(_absent(share * slope, together)) * self.gap
+            terms = _wide(_absent(share * self.slope, together)) * self.gap
         else:
-            (point,) = self.points
-            pulled = gradients(run(self.form.function, [point, *parameters]), {"point": point})["point"]
-            pulled = _at(pulled, point.low.shape)
-            if self.form.shape == "dot":
-                weight = _wide(_absent(share * pulled, impossible))
-                return self.both(-(weight * self.mu), -(weight * self.x))
-            terms = _wide(share * (pulled * 2.0)) * self.gap
+            terms = _wide(share * self.slope) * self.gap
         terms = _absent(terms, np.broadcast_to(impossible[..., None], terms.low.shape))
         return self.both(-terms, terms)
 
@@ -185,11 +212,10 @@ class _Loops:
             "mu": self.summed(towards_mu, 0, self.over_samples),
         }
 
-    def towards_parameters(self, pairs: Rounded, share: Rounded, impossible: Any) -> Budgets:
+    def towards_parameters(self, share: Rounded, impossible: Any) -> Budgets:
         found = {}
-        slopes = gradients(pairs, self.parameters)
         for name, value in self.problem.parameters.items():
-            slope = _at(slopes[name], pairs.low.shape)
+            slope = self.parameter_slopes[name]
             if self.form.shape == "features":
                 terms = _wide(share) * slope
                 absent = np.broadcast_to(impossible[..., None], terms.low.shape)
@@ -211,6 +237,93 @@ class _Loops:
     def gamma(self, depth: int) -> Any:
         unit = self.arithmetic.fmt.unit_roundoff
         return depth * unit / (1 - depth * unit)
+
+
+class _Means:
+    """Σ_k r v and what its gradient G makes of every score, r (G·v − G·m): `posterior.cpp` and `pulls`.
+
+    Scores err by factors 1 + ε of the weights, in the mean and in its gradient alike, so what they err cancels as far
+    as values agree: a mean is off by Σ_k r ε (v − m)/Σ_k r (1 + ε). All else is rounding of differences from an origin.
+    """
+
+    def __init__(self, loops: _Loops, scores: Rounded, top: Rounded, impossible: Any) -> None:
+        self.arithmetic, self.gamma, self.unit = loops.arithmetic, loops.gamma, loops.arithmetic.fmt.unit_roundoff
+        problem, unit = loops.problem, self.unit
+        middle = np.where(impossible, -np.inf, scores.low / 2 + scores.high / 2)
+        half = np.where(impossible, 0, scores.high / 2 - scores.low / 2)
+        share = np.exp(middle - middle.max(-1, keepdims=True))
+        self.share = share / share.sum(-1, keepdims=True)
+        # ε, and what the sum of all weights then is at least, as a factor.
+        self.less, self.more = np.expm1(-half), np.expm1(half)
+        self.least = 1 + (self.share * self.less).sum(-1, keepdims=True)
+        # Any component that may have the largest score may be the origin.
+        values = np.asarray(problem.bounded, np.longdouble)
+        self.origin = values[middle.argmax(-1)]
+        self.gap = values - self.origin[:, None]
+        is_origin = ~impossible & (scores.high >= top.low[:, None])
+        spread = (np.abs(self.gap) * is_origin[..., None]).max(1)
+        self.size = np.abs(self.gap) + spread[:, None]
+        self.rest = (self.share[..., None] * self.gap).sum(1)
+        # The largest that a weight may be, and what its exponential errs, its exponent having been rounded.
+        self.most = self.share * (1 + self.more) / self.least
+        relative, floor, _ = self.arithmetic.rounding("fused_exp")
+        below = np.where(impossible, 0, top.high[:, None] - scores.low)
+        below = np.minimum(below, -np.log(self.arithmetic.fmt.min_normal))
+        self.floor = floor + self.arithmetic.fmt.min_subnormal
+        self.noise = relative + below * unit
+        of_total = (self.most * (self.noise + loops.rescaling(below)) + self.floor).sum(-1)
+        self.of_total = of_total + self.gamma(loops.over_exponentials)
+        # A term's product, difference and sums; then the quotient.
+        rounding = self.most * (self.noise + self.gamma(loops.over_components + 1)) + self.floor
+        self.of_rest = (rounding[..., None] * self.size).sum(1)
+        self.of_rest += (np.abs(self.rest) + spread + self.of_rest) * (self.of_total + unit)[:, None] * (1 + self.slack)
+        self.of_rest += self.floor
+        self.largest_rest = np.abs(self.rest) + spread + self.of_rest
+        self.towards = np.asarray(problem.towards_mean, np.longdouble)
+        self.over_values = _depth(values.shape[-1], BLOCK) + 1
+
+    @property
+    def slack(self) -> Any:
+        """Products of roundings, relative to these."""
+        return 2 * self.of_total.max()
+
+    def drift(self, gap: Any, mean: Any) -> tuple[Any, Any]:
+        """What errors of the scores add to Σ_k r · gap, whose axes are [sample, component, ...]."""
+        trailing = (..., *[None] * (gap.ndim - 2))
+        share, least = self.share[trailing], self.least[:, 0][trailing]
+        ends = [share * factor[trailing] * (gap - mean[:, None]) for factor in (self.less, self.more)]
+        return np.minimum(*ends).sum(1) / least, np.maximum(*ends).sum(1) / least
+
+    def mean(self) -> Rounded:
+        less, more = self.drift(self.gap, self.rest)
+        ends = self.origin + self.rest + less - self.of_rest, self.origin + self.rest + more + self.of_rest
+        return Rounded(self.arithmetic, *self.arithmetic.widen("add", *ends))
+
+    def shares(self) -> Rounded:
+        """r: a component's own ε against those of all others."""
+        ends = []
+        for own, others, sign in ((self.less, self.more, -1), (self.more, self.less, 1)):
+            weight, rest = self.share * (1 + own), self.share * (1 + others)
+            exact = weight / (weight + np.maximum(rest.sum(-1, keepdims=True) - rest, 0))
+            room = self.noise + self.of_total[:, None] + 2 * self.unit
+            ends.append(exact * (1 + sign * room * (1 + self.slack)) + sign * self.floor)
+        return Rounded(self.arithmetic, np.maximum(ends[0], 0), ends[1])
+
+    def towards_values(self) -> Rounded:
+        return _wide(self.shares()) * self.arithmetic.point(self.towards[:, None])
+
+    def towards_scores(self) -> Rounded:
+        towards = self.towards[:, None]
+        pull = (towards * self.gap).sum(-1)
+        mean = (self.share * pull).sum(-1)
+        less, more = self.drift(pull, mean)
+        sizes = np.abs(self.towards)
+        level = (sizes * self.largest_rest).sum(-1)
+        room = (np.abs(towards) * self.size).sum(-1) * self.gamma(self.over_values)
+        room += (level * self.gamma(self.over_values + 1) + (sizes * self.of_rest).sum(-1))[:, None] + self.floor
+        pull = pull - mean[:, None]
+        exact = Rounded(self.arithmetic, pull - more[:, None] - room, pull - less[:, None] + room)
+        return self.shares() * exact
 
 
 def _depth(count: int, block: int) -> int:
