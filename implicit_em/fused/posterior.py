@@ -47,7 +47,7 @@ def mixture_posterior_mean(
         params: as in `lifted_energy`.
     Returns:
         The unit of `values`, in the dtype of `x`; float16 and bfloat16 are computed in float32 and rounded once. A
-        sample that no component can have produced gives NaN, for its gradients too. Distances out of range, equal bits
+        sample that no component can have produced gives NaN. Distances out of range, equal bits
         and second derivatives are as in `mixture_log_partition`.
     Raises:
         ValueError: shapes, lift, parameters or backend do not fit; the message says what was expected.
