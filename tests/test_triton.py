@@ -108,20 +108,21 @@ def compiled(
     axes: int = 0,
     count: int = 2**20,
     ones: tuple[str, ...] = (),
+    dtype: torch.dtype = torch.float32,
 ) -> Code:
-    """For float32, parameters with so many axes, so many samples and components, and those sizes that are 1."""
+    """For parameters with so many axes, so many samples and components, and those sizes that are 1."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    form = form_of(kernel(name), lift, torch.float32)
-    tile = gpu.tile_of(form, part, torch.float32, count, count, precision)
-    function = getattr(gpu._module(form, (axes,) * len(form.parameters), torch.float32, precision), part)
+    form = form_of(kernel(name), lift, dtype)
+    tile = gpu.tile_of(form, part, dtype, count, count, precision)
+    function = getattr(gpu._module(form, (axes,) * len(form.parameters), dtype, precision), part)
     constants: dict[str, Any] = {"ROWS": tile.rows, "LANES": tile.lanes, "WITH_PARAMETERS": bool(form.parameters)}
     constants = {key: value for key, value in constants.items() if key in function.arg_names} | dict.fromkeys(ones, 1)
     numbers = ("N", "K", "D", "COUNT", "PART")
     signature = {
-        argument: "constexpr" if argument in constants else "i32" if argument in numbers else "*fp32"
+        argument: "constexpr" if argument in constants else "i32" if argument in numbers else f"*fp{8 * dtype.itemsize}"
         for argument in function.arg_names
     }
     # What a call finds out for itself: pointers and padded sizes are multiples of 16.
@@ -184,6 +185,12 @@ def test_machine_code_keeps_to_its_gates(target: int, name: str, lift: str, part
     gates = json.loads(GATES.read_text())[f"sm_{target} {name} {lift} {part}"]
     measured = {key: round(value, 2) for key, value in code.measured().items()}
     assert all(measured[key] <= gates[key] for key in gates), f"measured {measured}, gates {gates}"
+
+
+@pytest.mark.parametrize("part", PASSES)
+@pytest.mark.parametrize(("name", "lift"), CASES)
+def test_float64_spills_nothing_either(name: str, lift: str, part: str) -> None:
+    assert compiled(90, name, lift, part, dtype=torch.float64).spills == 0
 
 
 @pytest.mark.parametrize("target", [80, 90, 100])

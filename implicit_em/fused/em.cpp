@@ -84,7 +84,7 @@ inline void share_tile(const Mixture& m, int64_t start, const T* top, const T* t
     const V scale = weight / V::loadu(total + n), none = weight == V(0);
     for (int64_t k = 0; k < m.n_components; ++k) {
       T* place = w.scores.data() + k * w.width + n;
-      ignore((V::loadu(place) - shift).exp() * scale, none, V(0)).store(place);
+      ignore(exponential(V::loadu(place) - shift) * scale, none, V(0)).store(place);
     }
   }
 }
@@ -116,7 +116,7 @@ extern "C" void moments(const T* x, const T* weights, const T* mu, const T* log_
       V most(-std::numeric_limits<T>::infinity()), all(0);
       for (int64_t k = 0; k < K; ++k) most = at::vec::maximum(most, V::loadu(w.scores.data() + k * w.width + n));
       const V shift = finite(most);
-      for (int64_t k = 0; k < K; ++k) all = all + (V::loadu(w.scores.data() + k * w.width + n) - shift).exp();
+      for (int64_t k = 0; k < K; ++k) all = all + exponential(V::loadu(w.scores.data() + k * w.width + n) - shift);
       most.store(highest + n);
       all.store(sum + n);
       const V weight = sample_weight(m, start, n);

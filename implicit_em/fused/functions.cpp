@@ -8,6 +8,6 @@ inline void elementwise(const Function& function, const T* x, int64_t n, T* y) {
   }
 }
 
-extern "C" void exponential_of(const T* x, int64_t n, T* y) { elementwise(exponential, x, n, y); }
+extern "C" void exponential_of(const T* x, int64_t n, T* y) { elementwise(exponential<>, x, n, y); }
 
 extern "C" void log_one_plus_of(const T* x, int64_t n, T* y) { elementwise(log_one_plus, x, n, y); }

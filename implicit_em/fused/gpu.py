@@ -48,7 +48,7 @@ class Tile:
     warps: int
 
 
-# Four lanes in each thread of a warp load 16 bytes at once.
+# Four lanes in each thread of a warp load 16 bytes at once; in float64 two do, in as many registers.
 _LANES, _LEAST_LANES = 128, 32
 # Rows that fit into registers, and instructions of a tile in straight line, for one feature or, where the programs
 # take a whole pair, for all: more of them spill, and keep ptxas busy for a minute.
@@ -63,10 +63,11 @@ def tile_of(form: Form, kernel: str, dtype: torch.dtype, rows: int, lanes: int, 
         return Tile(_PRODUCT_ROWS, _LANES, _PRODUCT_WARPS)
     programs = {"forward": 1, "towards_samples": 2, "towards_components": 3}[kernel]
     used = (form.energy, form.slope, form.parameter_slopes)[:programs]
-    each = _LANES // 32 * dtype.itemsize // 4
-    fitting = _INSTRUCTIONS[form.shape] // (each * max(1, sum(steps(program, form.parameters) for program in used)))
+    widest = _LANES * 4 // dtype.itemsize
+    per_row = _LANES // 32 * max(1, sum(steps(program, form.parameters) for program in used))
+    fitting = _INSTRUCTIONS[form.shape] // per_row
     most = min(_ROWS[kernel] * 4 // dtype.itemsize, previous_power_of_2(max(1, fitting)))
-    return Tile(min(most, next_power_of_2(rows)), min(_LANES, max(_LEAST_LANES, next_power_of_2(lanes))), 1)
+    return Tile(min(most, next_power_of_2(rows)), min(widest, max(_LEAST_LANES, next_power_of_2(lanes))), 1)
 
 
 def previous_power_of_2(n: int) -> int:

@@ -17,6 +17,11 @@ constexpr int64_t BLOCK = 8;                         // features in one partial 
 constexpr int64_t CHUNK = 32;                        // components between two rescalings, and in one partial sum
 constexpr int64_t STRANDS = 4;                       // sums of a chunk's exponentials, side by side
 
+// Weights in gradients are so many powers of two too large, so that none of them is below the normal range; their sums are
+// brought back.
+constexpr int64_t LIFT = DIGITS + 1;
+constexpr double LOWERED = 1.0 / double(int64_t(1) << LIFT);
+
 using Parameters = V[N_PARAMETERS + 1];
 
 struct Problem {
@@ -240,7 +245,7 @@ struct Tile {
   const T* x;      // [D, width]
   const T* scale;  // [width]: g/total, or 1/total for a mean
   const T* top;    // [width], finite
-  T* weights;      // [CHUNK, width]: g·r, times what the shape's slope is the same for in all features
+  T* weights;      // [CHUNK, width]: 2^LIFT g·r, times what the shape's slope is the same for in all features
   const T* nothing;  // [width]: the weights of a component beyond the end
   const T* near;     // [K, D]: μ, or 0 where that is infinite; such a component has weight 0, and 0·∞ is 0 here
   int64_t width;
@@ -248,7 +253,7 @@ struct Tile {
   const T* origins;
   const T* towards;
   const T* level;
-  T* shares;  // [CHUNK, width]
+  T* shares;  // [CHUNK, width], times 2^LIFT
 };
 
 // G·(v − m) for ROWS components from k on, whose values may be given, and one group of samples from n on. It takes the
@@ -275,7 +280,7 @@ inline void pulls(const Values& values, const Tile& tile, int64_t n, int64_t k, 
   }
 }
 
-// g·r for every pair, Σ_n g·r, and what the pair's own parameters get.
+// 2^LIFT g·r for every pair, Σ_n g·r, and what the pair's own parameters get.
 template <bool WithParameters>
 inline void responsibilities(const Problem& problem, const Values& values, const Tile& tile, int64_t first, int64_t k,
                              int64_t end, Parameters& p, const Sums& sums) {
@@ -291,7 +296,7 @@ inline void responsibilities(const Problem& problem, const Values& values, const
     pairs(problem, tile.x + n, tile.width, k, end, p,
           [&](int64_t component, int64_t j, V pair, V score, Parameters& own) {
       const int64_t i = component - k, at = n + j * LANES;
-      V r = exponential(score - V::loadu(tile.top + at)) * V::loadu(tile.scale + at);
+      V r = exponential<LIFT>(score - V::loadu(tile.top + at)) * V::loadu(tile.scale + at);
       if (MEANS) {
         r.store(tile.shares + (component - first) * tile.width + at);
         r = ignore(r * towards[i][j], r == V(0), V(0));
@@ -312,10 +317,10 @@ inline void responsibilities(const Problem& problem, const Values& values, const
     });
   }
   for (int64_t i = 0; i < std::min(ROWS, end - k); ++i) {
-    sums.log_weights[k + i] += sum_of_lanes(counts[i]);
+    sums.log_weights[k + i] += LOWERED * sum_of_lanes(counts[i]);
     if (WithParameters)
       for (int64_t a = 0; a < OWN; ++a)
-        sums.parameters[a * problem.n_components + k + i] += sum_of_lanes(shares[i][a]);
+        sums.parameters[a * problem.n_components + k + i] += LOWERED * sum_of_lanes(shares[i][a]);
   }
 }
 
@@ -343,9 +348,9 @@ inline void feature(const Problem& problem, const Tile& tile, int64_t first, int
       for (int64_t a = 0; a < OWN; ++a) shares[a] = shares[a] - ignore(weight * out[a], impossible, V(0));
     }
   }
-  sums.mu[k * D + d] += sum_of_lanes(towards_mu);
+  sums.mu[k * D + d] += LOWERED * sum_of_lanes(towards_mu);
   for (int64_t a = 0; a < OWN; ++a)
-    sums.parameters[(a * problem.n_components + k) * D + d] += sum_of_lanes(shares[a]);
+    sums.parameters[(a * problem.n_components + k) * D + d] += LOWERED * sum_of_lanes(shares[a]);
 }
 
 // What a weight is multiplied by, but for the sign of the first: between points, in ∂L/∂x x − μ, or μ, and in ∂L/∂μ x − μ,
@@ -404,7 +409,7 @@ inline void features(const Sides& sides, const Tile& tile, int64_t first, int64_
     if (ToComponents)
       for (int64_t i = 0; i < std::min(ROWS, end - k); ++i)
         for (int64_t c = 0; c < Features; ++c)
-          sides.towards_components[(k + i) * sides.n_features + d + c] += sum_of_lanes(totals[i][c]);
+          sides.towards_components[(k + i) * sides.n_features + d + c] += LOWERED * sum_of_lanes(totals[i][c]);
   }
   if (ToSamples)
     for (int64_t c = 0; c < Features; ++c)
@@ -497,7 +502,7 @@ void gradients(const Problem& problem, const Values& values, const T* near, cons
         }
         if (towards_x)
           for (int64_t n = 0; n < count; ++n)
-            for (int64_t d = 0; d < D; ++d) towards_x[(start + n) * D + d] = sum[d * width + n];
+            for (int64_t d = 0; d < D; ++d) towards_x[(start + n) * D + d] = sum[d * width + n] * T(LOWERED);
       }
     }
   }

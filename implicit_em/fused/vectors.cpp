@@ -7,6 +7,8 @@ using Bits = at::vec::Vectorized<Index>;
 
 constexpr int64_t LANES = V::size();
 constexpr bool IS_NARROW = sizeof(T) < sizeof(double);
+constexpr int64_t DIGITS = IS_NARROW ? 23 : 52;  // of a number, behind the point
+constexpr int64_t BIAS = IS_NARROW ? 127 : 1023;  // of its exponent
 constexpr int64_t VECTORS = 4;                // registers of samples at a time
 constexpr int64_t GROUP = VECTORS * LANES;    // samples in them
 constexpr int64_t TILE_BYTES = 1 << 16;       // of a tile: what stays in the cache while components pass
@@ -20,6 +22,10 @@ using V = at::vec::Vectorized<T>;
 constexpr int64_t LANES = V::size();
 inline V log_one_plus(V q) { return q.log1p(); }
 }  // namespace wide
+
+// ln 2 in two parts, the first so short that a whole number of them is a number of the format.
+constexpr T LOG_2_HIGH = IS_NARROW ? 0x1.62e4p-1 : 0x1.62e42fefap-1;
+constexpr T LOG_2_LOW = IS_NARROW ? 0x1.7f7d1cp-20 : 0x1.cf79abc9e3b3ap-40;
 
 constexpr T factorial(int64_t n) { return n < 2 ? T(1) : T(n) * factorial(n - 1); }
 
@@ -43,21 +49,19 @@ inline double sum_of_lanes(V value) {
   return at::vec::vec_reduce_all<T>([](V a, V b) { return a + b; }, value);
 }
 
-// e^x for x ≤ 0, and 0 where that is less than half the smallest normal number. A library's function would be called, and
-// a call empties the registers; and results below the normal range take many times as long as others.
+// 2^LIFT e^x for x ≤ 0, and 0 where that is less than half the smallest normal number. A library's function would be
+// called, and a call empties the registers; and results below the normal range take many times as long as others.
 //
 // x = n·ln 2 + r with |r| ≤ ½ ln 2; e^r by Taylor, whose remainder |r|^(ORDER + 1)/(ORDER + 1)! is below a tenth of an ulp;
 // 2^n is made of its bits, which are 0 where n is too low. What it errs is measured: `implicit-em primitives`.
+template <int64_t LIFT = 0>
 inline V exponential(V x) {
-  constexpr bool SINGLE = sizeof(T) == 4;
-  constexpr int64_t DIGITS = SINGLE ? 23 : 52, BIAS = SINGLE ? 127 : 1023, ORDER = SINGLE ? 7 : 13;
-  // ln 2 in two parts, the first so short that n times it is a number of the format.
-  constexpr T HIGH = SINGLE ? 0x1.62e4p-1 : 0x1.62e42fefap-1, LOW = SINGLE ? 0x1.7f7d1cp-20 : 0x1.cf79abc9e3b3ap-40;
+  constexpr int64_t ORDER = IS_NARROW ? 7 : 13;
   // Added to a small number, it leaves the nearest integer, and the bias of exponents, in the last bits.
-  constexpr T SHIFT = T(1.5) * T(int64_t(1) << DIGITS) + T(BIAS);
-  x = at::vec::clamp_min(x, V(T(-BIAS) * HIGH));
+  constexpr T SHIFT = T(1.5) * T(int64_t(1) << DIGITS) + T(BIAS + LIFT);
+  x = at::vec::clamp_min(x, V(T(-BIAS - LIFT) * LOG_2_HIGH));
   const V shifted = at::vec::fmadd(x, V(T(1.4426950408889634)), V(SHIFT)), n = shifted - V(SHIFT);
-  const V r = at::vec::fmadd(n, V(-LOW), at::vec::fmadd(n, V(-HIGH), x));
+  const V r = at::vec::fmadd(n, V(-LOG_2_LOW), at::vec::fmadd(n, V(-LOG_2_HIGH), x));
   V rest(T(1) / factorial(ORDER));
   for (int64_t i = ORDER - 1; i > 1; --i) rest = at::vec::fmadd(rest, r, V(T(1) / factorial(i)));
   const V power = at::vec::cast<T>(bits(shifted) << Bits(DIGITS));
@@ -70,9 +74,7 @@ inline V exponential(V x) {
 // log(1 + f) = f − (f²/2 − s (f²/2 + z·(2/3 + 2z/5 + 2z²/7 + …))) with s = f/(2 + f) and z = s² ≤ 1/25.
 // Source: Muller et al. (2018), chapter 10; the last formula is that of log1p in FDLIBM.
 inline V log_one_plus(V q) {
-  constexpr bool SINGLE = sizeof(T) == 4;
-  constexpr int64_t DIGITS = SINGLE ? 23 : 52, TERMS = SINGLE ? 5 : 12;
-  constexpr T HIGH = SINGLE ? 0x1.62e4p-1 : 0x1.62e42fefap-1, LOW = SINGLE ? 0x1.7f7d1cp-20 : 0x1.cf79abc9e3b3ap-40;
+  constexpr int64_t TERMS = IS_NARROW ? 5 : 12;
   const V y = q + V(1);
   const Bits exponent = (bits(y) - bits(V(T(0.75)))) & Bits(-(Index(1) << DIGITS));
   const V power = at::vec::cast<T>(bits(V(4)) - exponent) * V(T(0.25));  // 2^−k; a quarter of it may be below the normal range
@@ -81,8 +83,8 @@ inline V log_one_plus(V q) {
   const V s = f / (V(2) + f), z = s * s, half = V(T(0.5)) * f * f;
   V rest(T(2) / T(2 * TERMS + 1));
   for (int64_t i = TERMS - 1; i > 0; --i) rest = at::vec::fmadd(rest, z, V(T(2) / T(2 * i + 1)));
-  const V low = at::vec::fmadd(s, at::vec::fmadd(rest, z, half), k * V(LOW));
-  const V result = at::vec::fmadd(k, V(HIGH), f - (half - low));
+  const V low = at::vec::fmadd(s, at::vec::fmadd(rest, z, half), k * V(LOG_2_LOW));
+  const V result = at::vec::fmadd(k, V(LOG_2_HIGH), f - (half - low));
   const V usual = (q > V(-1)) & (q < V(std::numeric_limits<T>::infinity()));
   return usual.zero_mask() ? V::blendv(q.log1p(), result, usual) : result;
 }

@@ -111,7 +111,7 @@ def _roofline(bound: Bound) -> Text:
 def _legend(bench: Bench) -> Iterator[str]:
     about = bench.environment
     yield "×: how many times longer than the fused path, median over rounds in turns"
-    yield "ulp: the largest error of L; of a gradient, in ulps of its row's largest entry"
+    yield "ulp: root mean square error of L; of a gradient, in ulps of its row's largest"
     yield "✓: no rival's is smaller; !: one is"
     yield "grad: L and its gradients in x and μ, in one pass"
     if any(row.peak is not None for row in bench.rows):

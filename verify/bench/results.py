@@ -12,7 +12,7 @@ from verify.bench.rivals import FUSED
 from verify.bench.roofline import Peaks, Work
 from verify.bench.truth import Errors
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,15 @@ class Row:
 
     @property
     def judged(self) -> tuple[float, ...]:
-        """The errors of what the pass is for: of L, or of its gradients in x and μ where there is a truth."""
+        """The typical errors of what the pass is for: of L, or of its gradients in x and μ where there is a truth."""
         if self.errors is None:
             return ()
-        return (self.errors.value,) if self.pass_name == "forward" else self.errors.gradients or ()
+        judged = (self.errors.value,) if self.pass_name == "forward" else self.errors.gradients or ()
+        return tuple(error.typical for error in judged)
 
     def as_dict(self) -> dict[str, Any]:
-        gradients = self.errors.gradients if self.errors else None
+        gradients = (self.errors.gradients if self.errors else None) or (None, None)
+        named = {"error": self.errors.value if self.errors else None, "error_x": gradients[0], "error_mu": gradients[1]}
         return self.case.as_dict() | {
             "pass": self.pass_name,
             "rival": self.rival,
@@ -60,9 +62,7 @@ class Row:
             "seconds": list(self.seconds),
             "median": self.median,
             "ratio": self.ratio,
-            "error": self.errors.value if self.errors else None,
-            "error_x": gradients[0] if gradients else None,
-            "error_mu": gradients[1] if gradients else None,
+            **{name: error._asdict() if error else None for name, error in named.items()},
             "truth": self.truth,
             "peak_bytes": self.peak,
             "peak_reason": self.peak_reason,

@@ -1,6 +1,7 @@
 """How wrong results are: L against intervals that hold the truth, gradients against float64.
 
-L is judged at `ROWS` samples at most. Their energies follow the definition in intervals of long doubles, so that the
+L is judged at `ROWS` samples at most, by the root mean square of its errors: the largest of some samples is the luck of
+one of them. Their energies follow the definition in intervals of long doubles, so that the
 error is a bound. Where the intervals lack a function, the stable code in float64 stands in for them, and is said to.
 """
 
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, reduce
 from operator import add
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,10 +24,17 @@ from verify.bench.problems import Problem
 from verify.formats import spacing
 from verify.intervals import ARITHMETIC, Interval, Long, NoInterval
 
-ROWS = 64
-COMPONENTS = 8  # locations whose gradients are judged: each takes all samples
-_NUMBERS = 2**20  # samples × components × features that intervals go through
+ROWS = 1024
+COMPONENTS = 32  # locations whose gradients are judged: each takes all samples
+_NUMBERS = 2**24  # samples × components × features that intervals go through
 _AT_ONCE = 2**18
+
+
+class Error(NamedTuple):
+    """Of some results: the root mean square, and the largest."""
+
+    typical: float
+    largest: float
 
 
 @dataclass(frozen=True)
@@ -39,8 +47,8 @@ class Errors:
             truth beyond it.
     """
 
-    value: float
-    gradients: tuple[float, float] | None = None
+    value: Error
+    gradients: tuple[Error, Error] | None = None
 
 
 @dataclass(frozen=True)
@@ -67,20 +75,20 @@ class Truth:
         got = value[self.rows].numpy().astype(np.longdouble)
         error = np.maximum(np.abs(got - self.low), np.abs(got - self.high))
         unit = spacing(np.maximum(np.abs(self.low), 1), fmt)
-        largest = _largest(error / unit)
+        own = _error(error / unit)
         if not gradients or self.towards_x is None or self.towards_mu is None:
-            return Errors(largest)
+            return Errors(own)
         towards_x, towards_mu = gradients
         pairs = (
             (towards_x[self.rows], self.towards_x),
             (towards_mu[: len(self.towards_mu)], self.towards_mu),
         )
-        own, other = (self._gradient_error(got, right) for got, right in pairs)
-        return Errors(largest, (own, other))
+        of_x, of_mu = (self._gradient_error(got, right) for got, right in pairs)
+        return Errors(own, (of_x, of_mu))
 
-    def _gradient_error(self, got: Tensor, right: Tensor) -> float:
-        size = right.abs().amax(-1, keepdim=True).numpy().astype(np.longdouble)
-        return _largest((got.double() - right).abs().numpy() / spacing(size, self.problem.case.fmt))
+    def _gradient_error(self, got: Tensor, right: Tensor) -> Error:
+        size = right.abs().amax(-1).numpy().astype(np.longdouble)
+        return _error((got.double() - right).abs().amax(-1).numpy() / spacing(size, self.problem.case.fmt))
 
 
 @lru_cache(maxsize=1)
@@ -100,9 +108,10 @@ def truth_of(problem: Problem, *, gradients: bool) -> Truth:
     return Truth(problem, rows, basis, low, high, *towards)
 
 
-def _largest(errors: Any) -> float:
+def _error(errors: Any) -> Error:
     """NaN counts as ∞: a result that is no number is as wrong as can be."""
-    return float(np.where(np.isnan(errors), np.inf, errors).max())
+    errors = np.where(np.isnan(errors), np.inf, errors)
+    return Error(float(np.sqrt(np.square(errors).mean())), float(errors.max()))
 
 
 def _arguments(problem: Problem) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:

@@ -104,7 +104,9 @@ class _Loops:
         weights = _absent(gap.rising("fused_exp", np.exp, lambda y: y), impossible)
         total = self.summed(self.rescaled(weights), -1, self.over_exponentials)
         total = Rounded(self.arithmetic, np.maximum(total.low, 1), total.high)
-        share = weights * (self.arithmetic.point(self.problem.towards[:, None]) / _wide(total))
+        share = _absent(self.lifted(gap), impossible) * (
+            self.arithmetic.point(self.problem.towards[:, None]) / _wide(total)
+        )
         means = _Means(self, scores, top, impossible)
         own = {
             "values": self.summed(means.towards_values(), 0, self.over_samples),
@@ -125,6 +127,12 @@ class _Loops:
             **self.towards_points(share, impossible),
             **self.towards_parameters(share, impossible),
         }
+
+    def lifted(self, gap: Rounded) -> Rounded:
+        """e^gap in gradients, where it is 0 only below the smallest number, and not below the smallest normal one."""
+        relative, _, _ = self.arithmetic.rounding("fused_exp")
+        low, high = np.exp(gap.low) * (1 - relative), np.exp(gap.high) * (1 + relative)
+        return Rounded(self.arithmetic, np.where(low < self.arithmetic.fmt.min_subnormal, 0, low), high)
 
     def log_partition(self, scores: Rounded, top: Rounded, impossible: Any, wide: _Loops | None) -> Rounded:
         """log Σ exp(score), whichever score was the largest, with its exact value in its place where there is one.
@@ -268,7 +276,7 @@ class _Means:
         self.most = self.share * (1 + self.more) / self.least
         relative, floor, _ = self.arithmetic.rounding("fused_exp")
         below = np.where(impossible, 0, top.high[:, None] - scores.low)
-        below = np.minimum(below, -np.log(self.arithmetic.fmt.min_normal))
+        below = np.minimum(below, -np.log(np.longdouble(self.arithmetic.fmt.min_subnormal)))
         self.floor = floor + self.arithmetic.fmt.min_subnormal
         self.noise = relative + below * unit
         of_total = (self.most * (self.noise + loops.rescaling(below)) + self.floor).sum(-1)
@@ -306,7 +314,7 @@ class _Means:
             weight, rest = self.share * (1 + own), self.share * (1 + others)
             exact = weight / (weight + np.maximum(rest.sum(-1, keepdims=True) - rest, 0))
             room = self.noise + self.of_total[:, None] + 2 * self.unit
-            ends.append(exact * (1 + sign * room * (1 + self.slack)) + sign * self.floor)
+            ends.append(exact * (1 + sign * room * (1 + self.slack)) + sign * self.arithmetic.fmt.min_subnormal)
         return Rounded(self.arithmetic, np.maximum(ends[0], 0), ends[1])
 
     def towards_values(self) -> Rounded:
