@@ -53,7 +53,7 @@ def forward(
         L has the largest score in float64 and is rounded once; the other two are what the loops took and found.
     """
     value, top, total = (x.new_empty(len(x)) for _ in range(3))
-    library = _library(form, tuple(p.ndim for p in parameters), x.dtype)
+    library = _library(form, tuple(p.ndim for p in parameters), x.dtype, False)
     library.forward(*_problem(x, mu, log_weights, parameters), *map(pointer, (value, top, total, None)))
     return value, top, total
 
@@ -95,7 +95,7 @@ def mean(
     nearest = x.new_empty(n_samples, dtype=torch.int32 if x.dtype == torch.float32 else torch.int64)
     result, residuals = x.new_empty(n_samples, n_values), x.new_empty(n_samples, n_values)
     found = Means(values, top, total, nearest, residuals)
-    library = _library(form, tuple(p.ndim for p in parameters), x.dtype, means=True)
+    library = _library(form, tuple(p.ndim for p in parameters), x.dtype, True)
     problem, bounded = _problem(x, mu, log_weights, parameters), found.bounded
     library.forward(*problem, *map(pointer, (None, top, total, nearest)))
     library.means(
@@ -265,7 +265,7 @@ def _function(name: str, program: Program, points: Sequence[str], results: str =
 
 
 @cache
-def _library(form: Form, axes: tuple[int, ...], dtype: torch.dtype, means: bool = False) -> ctypes.CDLL:
+def _library(form: Form, axes: tuple[int, ...], dtype: torch.dtype, means: bool) -> ctypes.CDLL:
     return compiled(source(form, axes, dtype, means))
 
 
