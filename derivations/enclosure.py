@@ -302,11 +302,13 @@ def _power_of(x: arb, exponent: int) -> arb:
     if exponent < 0:
         return 1 / _power_of(x, -exponent)
     result = arb(1)
-    while exponent:
+    while True:
         if exponent & 1:
             result = result * x
-        x, exponent = x * x, exponent >> 1
-    return result
+        exponent >>= 1
+        if not exponent:
+            return result
+        x = x * x
 
 
 def _logarithm(x: arb) -> arb:

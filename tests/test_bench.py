@@ -104,6 +104,14 @@ def test_a_strict_case_keeps_its_side(below: bool) -> None:
     assert got.value.tolist() == ([2, 3, 3] if below else [3, 3, 2])
 
 
+def test_what_an_interrupted_compiler_left_is_compiled_again(tmp_path: Path) -> None:
+    (tmp_path / "finished.so").write_bytes(b"code")
+    (tmp_path / "machine").mkdir()
+    (tmp_path / "machine" / "unfinished.so").touch()
+    lazy_module._drop_unfinished(tmp_path)
+    assert [path.name for path in tmp_path.rglob("*.so")] == ["finished.so"]
+
+
 def test_what_keops_lacks_is_named() -> None:
     u = Symbol("u", real=True)
     with pytest.raises(NoLazyForm, match="KeOps has no erf"):

@@ -17,7 +17,7 @@ import numpy as np
 
 from verify import rounded
 from verify.formats import Format, spacing
-from verify.rounded import MARGIN, Arithmetic, Long, Rests, Rounded, Truth, is_short
+from verify.rounded import MARGIN, Arithmetic, Long, Rests, Rounded, Truth, is_short, only_where
 
 _LARGEST = np.finfo(np.longdouble).max
 _TINY = np.finfo(np.longdouble).tiny * 8
@@ -38,11 +38,11 @@ class RealNumbers(Arithmetic):
     def widen(
         self, name: str, low: Long, high: Long, scales: Any = False, rests: Rests | None = None
     ) -> tuple[Long, Long]:
-        low, high = np.where(low == np.inf, _LARGEST, low), np.where(high == -np.inf, -_LARGEST, high)
+        low, high = only_where(low == np.inf, _LARGEST, low), only_where(high == -np.inf, -_LARGEST, high)
         wide_low, wide_high = low - np.abs(low) * MARGIN - _TINY, high + np.abs(high) * MARGIN + _TINY
         # Rounding does not change a sign.
-        return np.where(low >= 0, np.maximum(wide_low, 0), wide_low), np.where(
-            high <= 0, np.minimum(wide_high, 0), wide_high
+        return only_where((low >= 0) & (wide_low < 0), 0, wide_low), only_where(
+            (high <= 0) & (wide_high > 0), 0, wide_high
         )
 
 
@@ -192,17 +192,19 @@ def _far(x: Rounded) -> Long:
 
 
 def _near(x: Rounded) -> Long:
-    least = np.minimum(np.abs(x.low), np.abs(x.high))
-    return np.where((x.low <= 0) & (x.high >= 0), 0, least)
+    return np.maximum(np.longdouble(0), np.maximum(x.low, -x.high))
 
 
 def _product(a: Any, b: Any) -> Long:
     """Of two bounds: nothing times anything is nothing."""
-    return np.asarray(np.where((a == 0) | (b == 0), 0, a * b))
+    product = np.asarray(a * b)
+    return np.where((a == 0) | (b == 0), 0, product) if np.isnan(product).any() else product
 
 
 def _ratio(a: Long, b: Long) -> Long:
-    return np.asarray(np.where(a == 0, 0, np.where(b == 0, np.inf, a / np.where(b == 0, 1, b))))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.asarray(a / b)
+    return np.where(a == 0, 0, ratio) if np.isnan(ratio).any() else ratio
 
 
 def _compound(first: Long, *others: Long | np.longdouble) -> Long:
@@ -231,7 +233,7 @@ def _times(a: Rounded, b: Rounded) -> Rounded:
 
 
 def _known(bound: Long) -> Long:
-    return np.where(np.isnan(bound), np.inf, bound)
+    return np.asarray(only_where(np.isnan(bound), np.inf, bound))
 
 
 def _apart(code: Rounded, exact: Rounded) -> Long:

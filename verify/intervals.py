@@ -8,6 +8,7 @@ Where the intervals come out too wide, the oracle goes on in Arb. Source: Moore,
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,11 @@ class Interval:
     def const_e() -> Interval:
         return Interval(*_E)
 
+    @property
+    def _ends(self) -> tuple[Long, ...]:
+        """Both ends, or the one number that an exact input is."""
+        return (self.low,) if self.low is self.high else (self.low, self.high)
+
     def __neg__(self) -> Interval:
         return Interval(-self.high, -self.low)
 
@@ -67,14 +73,14 @@ class Interval:
 
     def __mul__(self, other: Any) -> Interval:
         other = _lift(other)
-        ends = [a * b for a in (self.low, self.high) for b in (other.low, other.high)]
+        ends = [a * b for a in self._ends for b in other._ends]
         return _outward(_least(ends), _most(ends))
 
     def __truediv__(self, other: Any) -> Interval:
         other = _lift(other)
-        ends = [a / b for a in (self.low, self.high) for b in (other.low, other.high)]
+        ends = [a / b for a in self._ends for b in other._ends]
         holds_zero = (other.low <= 0) & (other.high >= 0)
-        return _outward(*(np.where(holds_zero, np.nan, end) for end in (_least(ends), _most(ends))))
+        return _outward(*(_only_where(holds_zero, np.nan, end) for end in (_least(ends), _most(ends))))
 
     def __radd__(self, other: Any) -> Interval:
         return _lift(other) + self
@@ -126,9 +132,14 @@ def _outward(low: Long, high: Long) -> Interval:
     """Both ends moved out by what long double may have lost; an end that is lost itself loses the other."""
     unknown = np.isnan(low) | np.isnan(high)
     # What overflowed is a number all the same, beyond the largest long double.
-    low, high = np.where(low == np.inf, _LARGEST, low), np.where(high == -np.inf, -_LARGEST, high)
+    low, high = _only_where(low == np.inf, _LARGEST, low), _only_where(high == -np.inf, -_LARGEST, high)
     wide = (low - np.abs(low) * ROOM - TINY, high + np.abs(high) * ROOM + TINY)
-    return Interval(*(np.where(unknown, np.nan, end) for end in wide))
+    return Interval(*(_only_where(unknown, np.nan, end) for end in wide))
+
+
+def _only_where(condition: Mask, this: Any, other: Long) -> Long:
+    """`np.where`, but no copy where the condition holds nowhere."""
+    return np.where(condition, this, other) if condition.any() else other
 
 
 def _rising(function: Callable[[Long], Long], x: Interval) -> Interval:
@@ -136,11 +147,11 @@ def _rising(function: Callable[[Long], Long], x: Interval) -> Interval:
 
 
 def _least(ends: list[Long]) -> Long:
-    return np.minimum(np.minimum(ends[0], ends[1]), np.minimum(ends[2], ends[3]))
+    return reduce(np.minimum, ends)
 
 
 def _most(ends: list[Long]) -> Long:
-    return np.maximum(np.maximum(ends[0], ends[1]), np.maximum(ends[2], ends[3]))
+    return reduce(np.maximum, ends)
 
 
 def _magnitude(x: Interval) -> Interval:
@@ -173,11 +184,13 @@ def _power(x: Interval, exponent: int) -> Interval:
         return 1 / _power(x, -exponent)
     base = _magnitude(x) if exponent % 2 == 0 else x
     result = Interval(1, 1)
-    while exponent:
+    while True:
         if exponent & 1:
             result = result * base
-        base, exponent = base * base, exponent >> 1
-    return result
+        exponent >>= 1
+        if not exponent:
+            return result
+        base = base * base
 
 
 def _less(x: Interval, y: Interval) -> Fork:

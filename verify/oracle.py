@@ -28,6 +28,7 @@ from verify.intervals import ARITHMETIC, ROOM, TINY, Interval, NoInterval
 from verify.magnitudes import Magnitude
 
 Long = NDArray[np.longdouble]
+Refined = tuple[arb, bool, bool]
 MOST_ZEROS = 4000  # of a decimal fraction, for mpmath to be asked
 GUARD_BITS = 12  # a ball is narrow enough at 2⁻¹² ulp
 FIRST_BITS = 128
@@ -37,6 +38,7 @@ _INTERVAL_BITS = 58
 # Numbers of float64 differ by up to 2²⁰⁹⁸ in size: at this precision their sums are exact, and kinks are met exactly.
 KINK_BITS = 1 << 12
 _WORD = 62
+_BEYOND = 40_000  # powers of two past the range of a long double
 _LEAP = arb(2) ** 20
 
 
@@ -128,7 +130,7 @@ class Oracle:
             raise ValueError(f"expected columns of one length, got {[len(column) for column in flat]}")
         near = self._by_intervals(flat)
         rest = np.ones(np.prod(shape, dtype=int), np.bool_) if near is None else ~near.settled
-        found = [self._refine(row) for row in zip(*(column[rest].tolist() for column in flat), strict=True)]
+        found = self._refined(list(zip(*(column[rest].tolist() for column in flat), strict=True)))
         packed = pack([(value, narrow) for value, narrow, _ in found], (len(found),))
         hull = np.array([stalled for _, _, stalled in found], np.bool_)
         if near is None:
@@ -165,29 +167,42 @@ class Oracle:
 
     def enclose(self, row: Sequence[float]) -> tuple[arb, bool]:
         """The ball at one point, and whether it is narrow."""
-        value, narrow, _ = self._refine(row)
+        ((value, narrow, _),) = self._refined([tuple(row)])
         return value, narrow
 
-    def _refine(self, row: Sequence[float]) -> tuple[arb, bool, bool]:
-        """The ball, whether it is narrow, and whether its width is that of a kink."""
-        precision, last = FIRST_BITS, None
-        while True:
-            with flint.ctx.workprec(precision):
-                value = self.function(*map(arb, row))
-                if value.is_finite() and (value.rel_accuracy_bits() >= self._bits or value.rad() <= self._floor):
-                    return value, True, False
-                # On a kink the ball is as wide at twice the precision; elsewhere it shrinks, or was infinite.
-                wide = last is not None and value.is_finite() and value.rad() * 2 > last
-                stalled = bool(self.has_kinks and wide and precision >= KINK_BITS)
-                # Just short of an answer, more bits go on shrinking the ball, and come to an end by that.
-                helps = value.is_finite() and (last is None or value.rad() * _LEAP < last)
-                if stalled or (precision >= MOST_BITS and not helps):
-                    return value, False, stalled
-                # More bits are cheaper than logarithms, and often enough.
-                if precision > FIRST_BITS and not value.is_finite() and self._vanishes(row):
-                    return arb(0, self._floor), True, False
-                last = value.rad() if value.is_finite() else None
-            precision *= 2
+    def _refined(self, rows: Sequence[tuple[float, ...]]) -> list[Refined]:
+        """At each point the ball, whether it is narrow, and whether its width is that of a kink."""
+        # Batches of special values hold few points many times.
+        left: dict[tuple[float, ...], arb | None] = dict.fromkeys(rows)
+        settled: dict[tuple[float, ...], Refined] = {}
+        precision = FIRST_BITS
+        while left:
+            wider = {}
+            with flint.ctx.workprec(precision):  # dearer to enter than most definitions are to evaluate
+                for row, last in left.items():
+                    value = self.function(*map(arb, row))
+                    if value.is_finite() and (value.rel_accuracy_bits() >= self._bits or value.rad() <= self._floor):
+                        settled[row] = value, True, False
+                    elif (found := self._given_up(row, value, last, precision)) is not None:
+                        settled[row] = found
+                    else:
+                        wider[row] = value.rad() if value.is_finite() else None
+            left, precision = wider, precision * 2
+        return [settled[row] for row in rows]
+
+    def _given_up(self, row: Sequence[float], value: arb, last: arb | None, precision: int) -> Refined | None:
+        """What is said of a point whose ball is wide; None where more bits may help. `last` is its radius before."""
+        # On a kink the ball is as wide at twice the precision; elsewhere it shrinks, or was infinite.
+        wide = last is not None and value.is_finite() and value.rad() * 2 > last
+        stalled = bool(self.has_kinks and wide and precision >= KINK_BITS)
+        # Just short of an answer, more bits go on shrinking the ball, and come to an end by that.
+        helps = value.is_finite() and (last is None or value.rad() * _LEAP < last)
+        if stalled or (precision >= MOST_BITS and not helps):
+            return value, False, stalled
+        # More bits are cheaper than logarithms, and often enough.
+        if precision > FIRST_BITS and not value.is_finite() and self._vanishes(row):
+            return arb(0, self._floor), True, False
+        return None
 
     def _vanishes(self, row: Sequence[float]) -> bool:
         """Whether a value that Arb has no exponents for is far below the smallest number of the format."""
@@ -255,10 +270,7 @@ def pack(values: Sequence[tuple[arb, bool]], shape: tuple[int, ...]) -> Enclosur
     """Balls as two long doubles and a radius: 124 bits of the midpoint."""
     parts = [_split(value) for value, _ in values]
     columns = list(zip(*parts, strict=True)) if parts else [()] * 6
-    mid, tail, radius = (
-        _scaled(np.array(columns[2 * i], np.int64), np.array(columns[2 * i + 1], np.int64)).reshape(shape)
-        for i in range(3)
-    )
+    mid, tail, radius = (_scaled(columns[2 * i], columns[2 * i + 1]).reshape(shape) for i in range(3))
     settled = np.array([flag for _, flag in values], np.bool_).reshape(shape)
     undefined = np.array([not value.is_finite() for value, _ in values], np.bool_).reshape(shape)
     return Enclosures(np.where(undefined, np.nan, mid), tail, np.where(undefined, np.inf, radius), settled)
@@ -268,27 +280,18 @@ def _split(value: arb) -> tuple[int, int, int, int, int, int]:
     """(digits, exponent) of the leading and the following 62 bits of the midpoint, and of the radius."""
     if not value.is_finite():
         return (0, 0, 0, 0, 0, 0)
-    digits, exponent = (int(part) for part in value.mid().man_exp())
-    shift = max(0, abs(digits).bit_length() - _WORD)
+    digits, exponent = map(int, value.mid().man_exp())
+    radius, radius_exponent = map(int, value.rad().man_exp())
+    shift = max(0, digits.bit_length() - _WORD)
     lead = digits >> shift
     rest = digits - (lead << shift)
     lower = max(0, rest.bit_length() - _WORD)
-    radius, radius_exponent = (int(part) for part in value.rad().man_exp())
-    return (
-        lead,
-        _clamped(exponent + shift),
-        rest >> lower,
-        _clamped(exponent + lower),
-        radius,
-        _clamped(radius_exponent),
-    )
+    return (lead, exponent + shift, rest >> lower, exponent + lower, radius, radius_exponent)
 
 
-def _clamped(exponent: int) -> int:
-    return max(-40_000, min(40_000, exponent))
-
-
-def _scaled(digits: NDArray[np.int64], exponent: NDArray[np.int64]) -> Long:
+def _scaled(digits: Sequence[int], exponents: Sequence[int]) -> Long:
+    """Digits times powers of two; beyond the range of a long double ∞ or 0, however far beyond."""
+    inside = [max(-_BEYOND, min(_BEYOND, exponent)) for exponent in exponents]
     with np.errstate(over="ignore", under="ignore"):
-        scaled: Long = np.ldexp(digits.astype(np.longdouble), exponent.astype(np.intc))
+        scaled: Long = np.ldexp(np.array(digits, np.int64).astype(np.longdouble), np.array(inside, np.intc))
     return scaled

@@ -16,6 +16,7 @@ from __future__ import annotations
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import flint
@@ -38,6 +39,8 @@ IEEE = frozenset({"add", "sub", "mul", "div", "sqrt"})
 SUMS = frozenset({"add", "sub"})
 _SHORT = 10  # binary digits behind the point
 _ARB_BITS = 96  # well beyond long double's 64
+_KEPT = 1 << 16
+_HULLS: dict[tuple[Callable[[arb], arb], tuple[Any, Any]], arb] = {}
 RANGES: dict[str, tuple[float, float]] = {
     "tanh": (-1.0, 1.0),
     "sigmoid": (0.0, 1.0),
@@ -81,7 +84,9 @@ class Arithmetic:
         What it was rounded from stays in the interval, unless it has few digits and so was not rounded.
         """
         rounded = self.fmt.nearest(value).astype(np.longdouble)
-        room = np.abs(rounded) * (0 if is_short(value) else self.fmt.unit_roundoff)
+        if is_short(value):
+            return self.point(rounded)
+        room = np.abs(rounded) * self.fmt.unit_roundoff
         return Rounded(self, rounded - room, rounded + room)
 
     def rounding(self, name: str) -> tuple[np.longdouble, np.longdouble, bool]:
@@ -114,26 +119,29 @@ class Arithmetic:
         """
         primitive, fmt = self.table[name], self.fmt
         unit, floor, above_one = self.rounding(name)
-        relative = np.where(scales, 0, unit)
+        relative = np.where(scales, 0, unit) if np.any(scales) else unit
         scale_low, scale_high = np.abs(low), np.abs(high)
         if above_one:
             scale_low, scale_high = np.maximum(scale_low, 1), np.maximum(scale_high, 1)
         edge = 2 * fmt.min_normal
-        wide_low = low - scale_low * relative - np.where(scale_low < edge, floor, 0)
-        wide_high = high + scale_high * relative + np.where(scale_high < edge, floor, 0)
-        wide_low, wide_high = np.where(np.isinf(low), low, wide_low), np.where(np.isinf(high), high, wide_high)
+        wide_low = low - scale_low * relative - only_where(scale_low < edge, floor, 0)
+        wide_high = high + scale_high * relative + only_where(scale_high < edge, floor, 0)
+        wide_low = only_where(np.isinf(low), low, wide_low)
+        wide_high = only_where(np.isinf(high), high, wide_high)
         if primitive.keeps_sign:
-            wide_low = np.where(low >= 0, np.maximum(wide_low, 0), wide_low)
-            wide_high = np.where(high <= 0, np.minimum(wide_high, 0), wide_high)
+            wide_low = only_where((low >= 0) & (wide_low < 0), 0, wide_low)
+            wide_high = only_where((high <= 0) & (wide_high > 0), 0, wide_high)
         if primitive.range_ok and name in RANGES:
             wide_low, wide_high = (np.clip(side, *RANGES[name]) for side in (wide_low, wide_high))
         limit = fmt.overflow / np.longdouble(max(primitive.early_overflow, 1.0))
         nearly = limit * (1 - 2 * fmt.unit_roundoff)
-        wide_high = np.where(wide_high >= nearly, np.inf, wide_high)
-        wide_low = np.where(wide_low <= -nearly, -np.inf, wide_low)
+        wide_high = only_where(wide_high >= nearly, np.inf, wide_high)
+        wide_low = only_where(wide_low <= -nearly, -np.inf, wide_low)
         # Beyond the range every result is ∞; just below the limit it may still be the largest number.
-        wide_low = np.where(wide_low >= fmt.overflow, np.inf, np.where(wide_low > fmt.max, fmt.max, wide_low))
-        wide_high = np.where(wide_high <= -fmt.overflow, -np.inf, np.where(wide_high < -fmt.max, -fmt.max, wide_high))
+        if np.any(wide_low > fmt.max):
+            wide_low = np.where(wide_low >= fmt.overflow, np.inf, np.minimum(wide_low, fmt.max))
+        if np.any(wide_high < -fmt.max):
+            wide_high = np.where(wide_high <= -fmt.overflow, -np.inf, np.maximum(wide_high, -fmt.max))
         return wide_low, wide_high
 
 
@@ -185,7 +193,7 @@ class Rounded:
     def __add__(self, other: Any) -> Rounded:
         other = self._lift(other)
         low, high = self.low + other.low, self.high + other.high
-        cancels = (self._reaches(np.inf) & other._reaches(-np.inf)) | (self._reaches(-np.inf) & other._reaches(np.inf))
+        cancels = _reach(self, np.inf, other, -np.inf) | _reach(self, -np.inf, other, np.inf)
         ends = self.arithmetic.widen(
             "add",
             *_unless(cancels, low, high),
@@ -196,7 +204,7 @@ class Rounded:
     def __sub__(self, other: Any) -> Rounded:
         other = self._lift(other)
         low, high = self.low - other.high, self.high - other.low
-        cancels = (self._reaches(np.inf) & other._reaches(np.inf)) | (self._reaches(-np.inf) & other._reaches(-np.inf))
+        cancels = _reach(self, np.inf, other, np.inf) | _reach(self, -np.inf, other, -np.inf)
         ends = self.arithmetic.widen(
             "sub",
             *_unless(cancels, low, high),
@@ -209,9 +217,9 @@ class Rounded:
 
     def __mul__(self, other: Any) -> Rounded:
         other = self._lift(other)
-        pairs = [(a, b) for a in (self.low, self.high) for b in (other.low, other.high)]
+        pairs = [(a, b) for a in self._ends for b in other._ends]
         products = [a * b for a, b in pairs]
-        undefined = (self._holds_zero & other._unbounded) | (self._unbounded & other._holds_zero)
+        undefined = _zero_and_infinity(self, other) | _zero_and_infinity(other, self)
         low, high = _unless(undefined, _least(products), _most(products))
         scales = self.is_power_of_two | other.is_power_of_two
         rests = _rests_of_ends(products, lambda: [of_product(a, b) for a, b in pairs])
@@ -220,12 +228,9 @@ class Rounded:
 
     def __truediv__(self, other: Any) -> Rounded:
         other = self._lift(other)
-        straddles = (other.low < 0) & (other.high > 0)
-        # −0 as an end would give the wrong infinity.
-        below, above = other.low + 0.0, np.where(other.high == 0, -0.0, other.high)
-        above = np.where((other.high == 0) & (other.low == 0), 0.0, above)
-        pairs = [(a, b) for a in (self.low, self.high) for b in (below, above)]
+        pairs = [(a, b) for a in self._ends for b in other._divisors]
         quotients = [a / b for a, b in pairs]
+        straddles = (other.low < 0) & (other.high > 0)
         undefined = straddles | (self._unbounded & other._unbounded) | (self._holds_zero & other._holds_zero)
         low, high = _unless(undefined, _least(quotients), _most(quotients))
         rests = _rests_of_ends(quotients, lambda: [of_quotient(a, b) for a, b in pairs])
@@ -289,6 +294,20 @@ class Rounded:
         return np.broadcast_to(self.low, shape), np.broadcast_to(self.high, shape)
 
     @property
+    def _ends(self) -> tuple[Long, ...]:
+        """Both ends, or the one number that an exact input is."""
+        return (self.low,) if self.low is self.high else (self.low, self.high)
+
+    @property
+    def _divisors(self) -> tuple[Long, ...]:
+        """The ends as divisors: −0 as an end would give the wrong infinity."""
+        zero = self.high == 0
+        if self.low is self.high and not zero.any():
+            return (self.low,)
+        above = np.where(zero, -0.0, self.high)
+        return self.low + 0.0, np.where(zero & (self.low == 0), 0.0, above)
+
+    @property
     def _holds_zero(self) -> NDArray[np.bool_]:
         return (self.low <= 0) & (self.high >= 0)
 
@@ -319,17 +338,35 @@ def _same(g: Rounded) -> Rounded:
     return g
 
 
+def only_where(condition: Any, this: Any, other: Any) -> Any:
+    """`np.where`, but no copy where the condition holds nowhere: most exceptions are rare, and a copy costs as much as
+    an operation."""
+    return np.where(condition, this, other) if np.any(condition) else other
+
+
 def _unless(undefined: NDArray[np.bool_], low: Long, high: Long) -> tuple[Long, Long]:
     """NaN, "anything", where 0·∞, ∞ − ∞, ∞/∞ or 0/0 can occur."""
-    return np.where(undefined, np.nan, low), np.where(undefined, np.nan, high)
+    return only_where(undefined, np.nan, low), only_where(undefined, np.nan, high)
+
+
+def _reach(x: Rounded, infinity: float, y: Rounded, other: float) -> Any:
+    """Where x may be one infinity and y the other."""
+    reached = x._reaches(infinity)
+    return reached & y._reaches(other) if reached.any() else np.False_
+
+
+def _zero_and_infinity(x: Rounded, y: Rounded) -> Any:
+    """Where x may be 0 and y infinite."""
+    unbounded = y._unbounded
+    return x._holds_zero & unbounded if unbounded.any() else np.False_
 
 
 def _least(ends: Sequence[Long]) -> Long:
-    return np.minimum(np.minimum(ends[0], ends[1]), np.minimum(ends[2], ends[3]))
+    return reduce(np.minimum, ends)
 
 
 def _most(ends: Sequence[Long]) -> Long:
-    return np.maximum(np.maximum(ends[0], ends[1]), np.maximum(ends[2], ends[3]))
+    return reduce(np.maximum, ends)
 
 
 def _rests_of_ends(ends: Sequence[Long], rests: Callable[[], Sequence[Long]]) -> Rests:
@@ -423,12 +460,12 @@ class TorchFunctions:
     @staticmethod
     def erf(x: Rounded) -> Rounded:
         slope = 2.0 / float(np.sqrt(np.pi))
-        low, high = _by_arb(lambda ball: ball.erf(), x)
+        low, high = _by_arb(arb.erf, x)
         return x._result("erf", low, high, (x, lambda g: g * (slope * TorchFunctions.exp(-_square(x)))))
 
     @staticmethod
     def lgamma(x: Rounded) -> Rounded:
-        return x._result("lgamma", *_by_arb(lambda ball: ball.lgamma(), x))
+        return x._result("lgamma", *_by_arb(arb.lgamma, x))
 
     @staticmethod
     def maximum(x: Rounded, y: Rounded) -> Rounded:
@@ -515,11 +552,19 @@ def _extremum_forward(x: Rounded, x_wins: Truth, y_wins: Truth) -> Callable[[Rou
 
 
 def _by_arb(function: Callable[[arb], arb], x: Rounded) -> tuple[Long, Long]:
-    """For what long double's libm does not have: the hull over each interval, in Arb, to long double's own rounding."""
+    """For what long double's libm does not have: the hull over each interval, in Arb, to long double's own rounding.
+
+    The hulls are kept: every backend sees the same points, and a batch may hold one point many times.
+    """
+    ends = list(zip(x.low.ravel().tolist(), x.high.ravel().tolist(), strict=True))
+    if len(_HULLS) > _KEPT:
+        _HULLS.clear()
+    fresh = [pair for pair in dict.fromkeys(ends) if (function, pair) not in _HULLS]
     with flint.ctx.workprec(_ARB_BITS):
-        ends = zip(_balls(x.low), _balls(x.high), strict=True)
-        values = [function(low if low == high else low.union(high)) for low, high in ends]
-    truth = pack([(value, True) for value in values], x.low.shape)
+        sides = np.array(fresh, np.longdouble).reshape(-1, 2).T
+        for pair, low, high in zip(fresh, *map(_balls, sides), strict=True):
+            _HULLS[function, pair] = function(low if low == high else low.union(high))
+    truth = pack([(_HULLS[function, pair], True) for pair in ends], x.low.shape)
     return truth.mid + (truth.tail - truth.radius), truth.mid + (truth.tail + truth.radius)
 
 
@@ -589,8 +634,12 @@ def _tanhc(x: Rounded) -> Rounded:
     return result
 
 
+def _scaled_k1_of(ball: arb) -> arb:
+    return ball.exp() * ball.bessel_k(1)
+
+
 def scaled_k1(x: Rounded) -> Rounded:
-    low, high = _by_arb(lambda ball: ball.exp() * ball.bessel_k(1), x)
+    low, high = _by_arb(_scaled_k1_of, x)
     return x._result("scaled_k1", low, high)
 
 

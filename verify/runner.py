@@ -14,7 +14,7 @@ from verify.environment import default_jobs, environment, missing, primitive_tab
 from verify.finding import INTERRUPTED, Cell, Finding, Report
 from verify.settings import Settings
 from verify.subject import Subject
-from verify.workers import WORKBENCH, Page, Task, Workbench, execute, reproduce, subject
+from verify.workers import WORKBENCH, Page, Task, Workbench, execute, reproduce, subject, warm_up
 
 # A worker costs seconds to start; a plan with fewer quick tasks for each does not earn them. A slow one does.
 _QUICK_TASKS_PER_JOB = 8
@@ -92,6 +92,9 @@ def run(
         KernelError: as `plan`.
     """
     started, clock = datetime.now(UTC), time.monotonic()
+    specs = list(specs)
+    if len(specs) > 1 and settings.checks is None and (jobs or default_jobs()) > 1:
+        warm_up()
     planned = plan(specs, settings, bench)
     on_plan(len(planned))
     found = _settled(planned, settings, done)

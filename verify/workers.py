@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import multiprocessing
+import os
 import shlex
 import signal
 from collections import deque
@@ -149,15 +150,26 @@ def execute(
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Torch on one thread, as in a worker: the order of a sum, and so its rounding, depends on it."""
+    """Torch and BLAS on one thread: the order of a sum, and so its rounding, depends on it. And there are as many
+    workers as processors: more threads would wait for one another."""
     import torch
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        with _libraries().limit(limits=1, user_api="blas"):
+            yield
     finally:
         torch.set_num_threads(threads)
+
+
+@lru_cache(maxsize=1)
+def _libraries() -> Any:
+    """The BLAS of NumPy and that of SciPy, once both are loaded."""
+    import scipy.linalg  # noqa: F401
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
 
 
 class _Queue:
@@ -275,6 +287,8 @@ class _Crew:
 
 def _context() -> Any:
     """A fork server, where there is one, imports torch and SymPy once for all workers."""
+    # A thread that waits for a second one by spinning keeps the processor from another worker.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -282,12 +296,17 @@ def _context() -> Any:
     return context
 
 
+def warm_up() -> None:
+    """Has the server import while the caller still plans; a server that runs stays as it is."""
+    if _context().get_start_method() == "forkserver":
+        from multiprocessing import forkserver  # not on every platform
+
+        forkserver.ensure_running()
+
+
 def _serve(pipe: Connection, settings: Settings, bench: Workbench) -> None:
     """A worker's whole life: tasks in, outcomes out, until the pipe ends."""
-    import torch
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which then ends its workers
-    torch.set_num_threads(1)
-    with suppress(EOFError):
+    with suppress(EOFError), _one_thread():
         while True:
             pipe.send(perform(pipe.recv(), settings, bench))

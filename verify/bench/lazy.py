@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import reduce
 from operator import add, mul
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -68,6 +69,7 @@ def _settings() -> Iterator[None]:
     """KeOps reads the environment once, when it is imported; what the user has set stays."""
     # Its cache does not tell flags apart.
     folder = cache_directory() / "keops" / hashlib.sha256(flags().encode()).hexdigest()[:8]
+    _drop_unfinished(folder)
     wanted = {
         "KEOPS_VERBOSE": "0",
         "PYKEOPS_VERBOSE": "0",
@@ -81,6 +83,13 @@ def _settings() -> Iterator[None]:
     finally:
         for name in added:
             del os.environ[name]
+
+
+def _drop_unfinished(folder: Path) -> None:
+    """An interrupted compiler leaves an empty library behind, which KeOps would load."""
+    for library in folder.rglob("*.so"):
+        if library.stat().st_size == 0:
+            library.unlink()
 
 
 _METHODS: Mapping[type[Basic], str] = {exp: "exp", log: "log", Abs: "abs", sign: "sign"}

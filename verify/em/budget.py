@@ -12,13 +12,14 @@ And log p adds a normaliser to every sample.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 
+from verify.em.jets import Jet
 from verify.em.problems import Problem
-from verify.em.reference import Law, Numbers, em_step, start
+from verify.em.reference import Law, em_step, start, start_along
 from verify.formats import Format, spacing
 from verify.mixed import ULPS
 from verify.oracle import Enclosures, Long, pack
@@ -31,11 +32,9 @@ def truth_and_budget(
 ) -> tuple[Enclosures, Long]:
     """The results of a step, flat, and what each may err, in ulps of the true value."""
 
-    def along(direction: Problem | None) -> list[Numbers]:
-        parts = start(given, direction)
-        return em_step(*parts, covariance_type=covariance_type, reg_covar=reg_covar, density=density).flat()
-
-    return enclosed_and_budgeted(along, given, fmt, _beyond_first_order(given, fmt, covariance_type, density))
+    parts = start_along(given, list(directions(given)))
+    results = em_step(*parts, covariance_type=covariance_type, reg_covar=reg_covar, density=density).flat()
+    return _enclosed_and_budgeted(results, fmt, _beyond_first_order(given, fmt, covariance_type, density))
 
 
 def _beyond_first_order(given: Problem, fmt: Format, covariance_type: str, density: Law) -> Long:
@@ -50,19 +49,16 @@ def _beyond_first_order(given: Problem, fmt: Format, covariance_type: str, densi
     return np.concatenate([np.asarray(part, np.longdouble) for part in parts])
 
 
-def enclosed_and_budgeted(
-    along: Callable[[Problem | None], list[Numbers]], given: Problem, fmt: Format, absolute: Long
-) -> tuple[Enclosures, Long]:
+def _enclosed_and_budgeted(results: Sequence[Jet], fmt: Format, absolute: Long) -> tuple[Enclosures, Long]:
     """The values of a map of a problem, and the mixed budget of each, in ulps.
 
     Args:
-        along: the map, with its derivative along a direction.
+        results: with their derivatives along each of `directions`.
         absolute: what is granted whatever the derivative, in units of roundoff times `ROUNDOFFS`.
     """
-    values = [number[0] for number in along(None)]
-    moved = np.zeros(len(values), np.longdouble)
-    for direction in directions(given):
-        moved += np.abs(np.array([np.longdouble(float(number[1].mid())) for number in along(direction)]))
+    values = [result.value for result in results]
+    slopes = np.array([[float(slope.mid()) for slope in result.derivatives()] for result in results], np.longdouble)
+    moved = np.add.accumulate(np.abs(slopes), axis=1)[:, -1]
     truth = pack([(value, value.is_finite()) for value in values], (len(values),))
     allowed = ROUNDOFFS * fmt.computing.unit_roundoff * (moved + np.abs(truth.mid) + absolute) + fmt.min_normal
     truth = replace(truth, settled=truth.settled & (truth.radius <= allowed / 16))

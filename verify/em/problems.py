@@ -88,10 +88,15 @@ def random(seed: int, samples: int, components: int, features: int, covariance_t
 @lru_cache(maxsize=8)
 def table(name: str, components: int, covariance_type: str, seed: int) -> Problem:
     """A real table as it is, digits after PCA, started from some of its points and its own covariance."""
+    return started(_samples(name), components, covariance_type, np.random.default_rng(seed))
+
+
+@lru_cache(maxsize=8)
+def _samples(name: str) -> NDArray[Any]:
     x = table_problem(name, "raw").x
-    if name == "digits":
-        x = PCA(DIGITS_COMPONENTS, svd_solver="full").fit_transform(x)
-    return started(x, components, covariance_type, np.random.default_rng(seed))
+    if name != "digits":
+        return x
+    return np.asarray(PCA(DIGITS_COMPONENTS, svd_solver="full").fit_transform(x))
 
 
 def started(x: NDArray[Any], components: int, covariance_type: str, rng: np.random.Generator) -> Problem:

@@ -2,7 +2,8 @@
 
 The truth road: nothing here is shared with `implicit_em`. Densities are exponentials, no log-sum-exp; quadratic forms
 come from an LDLᵀ factorisation. A number is a power series a + bε cut off after ε, so that b is the derivative along
-whatever direction the inputs were given: Arb is wide enough for both, and does not overflow.
+whatever direction the inputs were given, or a `Jet` with the derivatives along many: Arb is wide enough for both, and
+does not overflow.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ from derivations.enclosure import compile_enclosure, exact
 from derivations.geometry import u
 from derivations.kernel import Kernel
 from derivations.quadrature import HalfIntegral
+from verify.em.jets import Jet
 from verify.em.problems import Problem
 
-Number = Any  # arb_series; NumPy's object arrays carry them
+Number = Any  # arb_series or Jet; NumPy's object arrays carry them
 Numbers = NDArray[Any]
 ROBUST = ("gaussian", "laplace", "huber", "pseudo_huber", "student_t_density")
 BITS = 192
@@ -91,7 +93,7 @@ def law(name: str, n_features: int) -> Law:
 
 def _distance(square: Number) -> Number:
     """δ; on the mean itself the square's derivative is 0, and so is that of every smooth function of it."""
-    return square.sqrt() if square[0] > 0 else arb_series([square[0], arb(0)])
+    return square.sqrt() if square[0] > 0 else _composed(square, square[0], arb(0))
 
 
 def _energy(kernel: Kernel, n_features: int) -> Expr:
@@ -113,7 +115,7 @@ def _log_normalizer(kernel: Kernel, energy: Expr, n_features: int) -> arb:
 
 
 def _lifted(expr: Expr, kernel: Kernel) -> Callable[[Number], Number]:
-    """f(δ) for a series δ with δ > 0: f(a) + f′(a)b ε."""
+    """f(δ) for a number δ > 0 with derivatives."""
     distance = Symbol("distance", positive=True)
     on_line = expr.subs(u, distance)
     symbols = (distance, *kernel.parameters)
@@ -122,9 +124,14 @@ def _lifted(expr: Expr, kernel: Kernel) -> Callable[[Number], Number]:
 
     def function(delta: Number) -> Number:
         at = delta[0]
-        return arb_series([value(at, *defaults), slope(at, *defaults) * delta[1]])
+        return _composed(delta, value(at, *defaults), slope(at, *defaults))
 
     return function
+
+
+def _composed(number: Number, value: arb, slope: arb) -> Number:
+    """f(a + bε) = f(a) + f′(a)b ε"""
+    return number.composed(value, slope) if isinstance(number, Jet) else arb_series([value, slope * number[1]])
 
 
 def series(values: NDArray[Any], direction: NDArray[Any] | None = None) -> Numbers:
@@ -285,9 +292,24 @@ def _close(a: Number, b: Number) -> bool:
     return all(abs(p - q).mid() < reach * (1 + abs(p).mid()) for p, q in zip(*map(_coefficients, (a, b)), strict=True))
 
 
+PARTS = ("x", "weight", "mixing_logits", "means", "covariances")
+
+
 def start(given: Problem, direction: Problem | None = None) -> tuple[Numbers, Numbers, Numbers, Numbers, Numbers]:
     """A problem as exact numbers, with the derivatives of its parts along those of `direction`."""
-    names = ("x", "weight", "mixing_logits", "means", "covariances")
-    parts = (series(getattr(given, name), None if direction is None else getattr(direction, name)) for name in names)
+    parts = (series(getattr(given, name), None if direction is None else getattr(direction, name)) for name in PARTS)
     x, weight, logits, means, covariances = parts
     return x, weight, logits, means, covariances
+
+
+def start_along(given: Problem, directions: Sequence[Problem]) -> tuple[Numbers, Numbers, Numbers, Numbers, Numbers]:
+    """The same with the derivatives along all directions at once."""
+    x, weight, logits, means, covariances = (
+        _jets(getattr(given, name), np.stack([getattr(each, name) for each in directions], -1)) for name in PARTS
+    )
+    return x, weight, logits, means, covariances
+
+
+def _jets(values: NDArray[Any], directions: NDArray[Any]) -> Numbers:
+    pairs = zip(values.ravel().tolist(), directions.reshape(values.size, -1).tolist(), strict=True)
+    return _array([Jet.along(value, slopes) for value, slopes in pairs], values.shape)
