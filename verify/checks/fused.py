@@ -64,12 +64,19 @@ def _run(subject: Subject, cell: Cell, settings: Settings) -> Finding:
     # One seed for all quantities: they share problems, truths and budgets.
     seed = cell_seed(Cell(NAME, subject.name, lift, cell.dtype), settings.seed)
     tally = Tally(fmt, unspecified_because="an intermediate result of correct loops can overflow")
-    for judged in _judged(subject, lift, cell.dtype, cell.device, cell.backend, settings.profile, seed):
-        _judge(tally, quantity, judged, fmt)
+    judged = _judged(subject, lift, cell.dtype, cell.device, cell.backend, settings.profile, seed)
+    points = [_points(quantity, *each) for each in judged]
+    place, got, true_low, true_high, low, high = (np.concatenate(each, -1) for each in zip(*points, strict=True))
+    axes = ("component" if quantity.endswith(("mu", "weights", "values")) else "sample", "feature")
+    truth = _enclosures(Interval(true_low, true_high))
+    # What is known of the truth to within so much is granted to the result as well.
+    columns = dict(zip(axes, place, strict=False))
+    tally.judge_specified(columns, got, truth, low - truth.radius, high + truth.radius)
     return tally.finding(cell)
 
 
-Judged = tuple[Mapping[str, NDArray[Any]], Truths, Budgets]
+Results = Mapping[str, NDArray[Any]]
+Judged = tuple[Results, Truths, Budgets]
 
 
 @lru_cache(maxsize=2)
@@ -94,7 +101,7 @@ def _judged(
     return tuple(found)
 
 
-def _results(form: Form, problem: Problem, fmt: Format, device: str, backend: str) -> Mapping[str, NDArray[Any]]:
+def _results(form: Form, problem: Problem, fmt: Format, device: str, backend: str) -> Results:
     """What the library returns: L, and the gradients of Σ_n towards_n L_n; where it has means, the same of them."""
     inputs = {
         name: fmt.tensor(value).reshape(value.shape)
@@ -125,17 +132,12 @@ def _results(form: Form, problem: Problem, fmt: Format, device: str, backend: st
     return found
 
 
-def _judge(tally: Tally, quantity: str, judged: Judged, fmt: Format) -> None:
-    results, true, allowed = judged
-    got, truth, budget = results[quantity], _enclosures(true[quantity]), allowed[quantity]
-    low, high = (np.broadcast_to(side, got.shape).ravel() for side in (budget.low, budget.high))
+def _points(quantity: str, results: Results, true: Truths, allowed: Budgets) -> tuple[NDArray[Any], ...]:
+    """Where each number of a quantity stands, [axis, number], itself, and both ends of its truth and of its budget."""
+    got, truth, budget = results[quantity], true[quantity], allowed[quantity]
     place = np.indices(got.shape).reshape(got.ndim, -1) if got.ndim else np.zeros((1, 1), int)
-    axes = ("component" if quantity.endswith(("mu", "weights", "values")) else "sample", "feature")
-    columns = dict(zip(axes, place, strict=False))
-    # What is known of the truth to within so much is granted to the result as well.
-    tally.judge_specified(
-        columns, got.ravel(), truth.reshaped((got.size,)), low - truth.radius.ravel(), high + truth.radius.ravel()
-    )
+    ends = (np.broadcast_to(side, got.shape).ravel() for side in (truth.low, truth.high, budget.low, budget.high))
+    return place, got.ravel(), *ends
 
 
 def _enclosures(truth: Interval) -> Enclosures:

@@ -110,7 +110,7 @@ class _Loops:
         means = _Means(self, scores, top, impossible)
         own = {
             "values": self.summed(means.towards_values(), 0, self.over_samples),
-            **self.towards_scores(means.towards_scores(), impossible),
+            **self.towards_scores(means.towards_scores(), impossible, means),
         }
         return {
             "log_partition": self.log_partition(scores, top, impossible, wide),
@@ -119,14 +119,38 @@ class _Loops:
             **{f"{MEAN}/{name}": value for name, value in own.items()},
         }
 
-    def towards_scores(self, share: Rounded, impossible: Any) -> Budgets:
-        """What a function of the scores has as gradient, given its derivative in every score."""
+    def towards_scores(self, share: Rounded, impossible: Any, means: _Means | None = None) -> Budgets:
+        """What a function of the scores has as gradient, given its derivative in every score.
+
+        Args:
+            means: the function, if it is a mean: of that more is known where components are summed over.
+        """
         share = _absent(share, impossible)
-        return {
+        fixed = _absent(means.fixed_towards_scores(), impossible) if means else share
+        towards_mu = self.point_terms(share, impossible)[1]
+        x = self.summed(self.point_terms(fixed, impossible)[0], 1, self.over_components)
+        one = self.arithmetic.point(np.where(impossible, 0, 1))
+        if means:
+            x = _moved(x, *means.spread(self.point_terms(one, impossible)[0], fixed))
+        found = {
+            "x": x,
+            "mu": self.summed(towards_mu, 0, self.over_samples),
             "log_weights": self.summed(share, 0, self.over_samples),
-            **self.towards_points(share, impossible),
-            **self.towards_parameters(share, impossible),
         }
+        for name, value in self.problem.parameters.items():
+            terms = self.parameter_terms(name, share if value.ndim else fixed, impossible)
+            total = self.summed(terms, 0, self.over_samples)
+            if self.form.shape == "features":
+                total = _exact_sum(total, -1)
+            if not value.ndim:
+                total = _exact_sum(total, -1)
+                if means:
+                    slopes = self.parameter_terms(name, one, impossible)
+                    if self.form.shape == "features":
+                        slopes = Rounded(self.arithmetic, slopes.low.sum(-1), slopes.high.sum(-1))
+                    total = _moved(total, *(end.sum() for end in means.spread(slopes, fixed)))
+            found[name] = self.rounded_once(total)
+        return found
 
     def lifted(self, gap: Rounded) -> Rounded:
         """e^gap in gradients, where it is 0 only below the smallest number, and not below the smallest normal one."""
@@ -199,39 +223,26 @@ class _Loops:
         found = gradients(self.pairs, self.parameters)
         return {name: _at(found[name], self.pairs.low.shape) for name in self.parameters}
 
-    def towards_points(self, share: Rounded, impossible: Any) -> Budgets:
-        """∂/∂x and ∂/∂μ from the weight of each pair."""
+    def point_terms(self, share: Rounded, impossible: Any) -> tuple[Rounded, Rounded]:
+        """What ∂/∂x and ∂/∂μ are the sums of, from the weight of each pair."""
         if self.form.shape == "features":
             terms = _wide(share) * self.slope
         elif self.form.shape == "dot":
             weight = _wide(_absent(share * self.slope, impossible))
-            return self.both(-(weight * self.mu), -(weight * self.x))
+            return -(weight * self.mu), -(weight * self.x)
         elif hasattr(self.subject.code.module, "weight_of_square"):
             together = (self.points[0].low <= 0) & (self.points[0].high <= 0)
             terms = _wide(_absent(share * self.slope, together)) * self.gap
         else:
             terms = _wide(share * self.slope) * self.gap
         terms = _absent(terms, np.broadcast_to(impossible[..., None], terms.low.shape))
-        return self.both(-terms, terms)
+        return -terms, terms
 
-    def both(self, towards_x: Rounded, towards_mu: Rounded) -> Budgets:
-        return {
-            "x": self.summed(towards_x, 1, self.over_components),
-            "mu": self.summed(towards_mu, 0, self.over_samples),
-        }
-
-    def towards_parameters(self, share: Rounded, impossible: Any) -> Budgets:
-        found = {}
-        for name, value in self.problem.parameters.items():
-            slope = self.parameter_slopes[name]
-            if self.form.shape == "features":
-                terms = _wide(share) * slope
-                absent = np.broadcast_to(impossible[..., None], terms.low.shape)
-                total = _exact_sum(self.summed(-_absent(terms, absent), 0, self.over_samples), -1)
-            else:
-                total = self.summed(-_absent(share * slope, impossible), 0, self.over_samples)
-            found[name] = total if value.ndim else _exact_sum(total, -1)
-        return {name: self.rounded_once(total) for name, total in found.items()}
+    def parameter_terms(self, name: str, share: Rounded, impossible: Any) -> Rounded:
+        slope = self.parameter_slopes[name]
+        if self.form.shape == "features":
+            share, impossible = _wide(share), np.broadcast_to(impossible[..., None], slope.low.shape)
+        return -_absent(share * slope, impossible)
 
     def rounded_once(self, total: Rounded) -> Rounded:
         return Rounded(self.arithmetic, *self.arithmetic.widen("add", total.low, total.high))
@@ -256,7 +267,7 @@ class _Means:
 
     def __init__(self, loops: _Loops, scores: Rounded, top: Rounded, impossible: Any) -> None:
         self.arithmetic, self.gamma, self.unit = loops.arithmetic, loops.gamma, loops.arithmetic.fmt.unit_roundoff
-        problem, unit = loops.problem, self.unit
+        problem, unit, self.loops = loops.problem, self.unit, loops
         middle = np.where(impossible, -np.inf, scores.low / 2 + scores.high / 2)
         half = np.where(impossible, 0, scores.high / 2 - scores.low / 2)
         share = np.exp(middle - middle.max(-1, keepdims=True))
@@ -284,9 +295,10 @@ class _Means:
         # A term's product, difference and sums; then the quotient.
         rounding = self.most * (self.noise + self.gamma(loops.over_components + 1)) + self.floor
         self.of_rest = (rounding[..., None] * self.size).sum(1)
-        self.of_rest += (np.abs(self.rest) + spread + self.of_rest) * (self.of_total + unit)[:, None] * (1 + self.slack)
-        self.of_rest += self.floor
-        self.largest_rest = np.abs(self.rest) + spread + self.of_rest
+        self.of_scores = self.drift(self.gap, self.rest)
+        self.largest_rest = np.abs(self.rest) + np.maximum(*map(np.abs, self.of_scores)) + spread + self.of_rest
+        self.of_rest += self.largest_rest * (self.of_total + unit)[:, None] * (1 + self.slack) + self.floor
+        self.largest_rest += self.of_rest
         self.towards = np.asarray(problem.towards_mean, np.longdouble)
         self.over_values = _depth(values.shape[-1], BLOCK) + 1
 
@@ -303,7 +315,7 @@ class _Means:
         return np.minimum(*ends).sum(1) / least, np.maximum(*ends).sum(1) / least
 
     def mean(self) -> Rounded:
-        less, more = self.drift(self.gap, self.rest)
+        less, more = self.of_scores
         ends = self.origin + self.rest + less - self.of_rest, self.origin + self.rest + more + self.of_rest
         return Rounded(self.arithmetic, *self.arithmetic.widen("add", *ends))
 
@@ -320,18 +332,54 @@ class _Means:
     def towards_values(self) -> Rounded:
         return _wide(self.shares()) * self.arithmetic.point(self.towards[:, None])
 
-    def towards_scores(self) -> Rounded:
-        towards = self.towards[:, None]
-        pull = (towards * self.gap).sum(-1)
-        mean = (self.share * pull).sum(-1)
-        less, more = self.drift(pull, mean)
+    @cached_property
+    def pull(self) -> Any:
+        """G·v − G·m."""
+        pull = (self.towards[:, None] * self.gap).sum(-1)
+        return pull - (self.share * pull).sum(-1, keepdims=True)
+
+    @cached_property
+    def of_pull(self) -> Any:
+        """What the rounding of a pull comes to."""
         sizes = np.abs(self.towards)
         level = (sizes * self.largest_rest).sum(-1)
-        room = (np.abs(towards) * self.size).sum(-1) * self.gamma(self.over_values)
-        room += (level * self.gamma(self.over_values + 1) + (sizes * self.of_rest).sum(-1))[:, None] + self.floor
-        pull = pull - mean[:, None]
-        exact = Rounded(self.arithmetic, pull - more[:, None] - room, pull - less[:, None] + room)
-        return self.shares() * exact
+        room = (sizes[:, None] * self.size).sum(-1) * self.gamma(self.over_values) + self.floor
+        return room + (level * self.gamma(self.over_values + 1) + (sizes * self.of_rest).sum(-1))[:, None]
+
+    def towards_scores(self) -> Rounded:
+        less, more = self.drift(self.pull, np.zeros_like(self.of_total))
+        ends = self.pull - more[:, None] - self.of_pull, self.pull - less[:, None] + self.of_pull
+        return self.shares() * Rounded(self.arithmetic, *ends)
+
+    def fixed_towards_scores(self) -> Rounded:
+        """The same of exact scores and an exact sum of weights: `spread` has what these err."""
+        room = self.share * (self.noise + 2 * self.unit) * np.abs(self.pull) + self.most * self.of_pull
+        room = room * (1 + self.slack) + self.floor
+        ends = self.share * self.pull - room, self.share * self.pull + room
+        return Rounded(self.arithmetic, *self.arithmetic.widen("mul", *ends))
+
+    def spread(self, slopes: Rounded, fixed: Rounded) -> tuple[Any, Any]:
+        """What errors of scores and of the sum of weights add to Σ_k r (G·v − G·m) s_k, [sample, ...].
+
+        That is a covariance: what r errs is multiplied by how far s and G·v are from their means, not by s. It differs
+        from the exact one by the drift of (G·v − G·m)(s − s̄), less the product of the drifts of both.
+        """
+        trailing = (..., *[None] * (slopes.low.ndim - 2))
+        share, pull = self.share[trailing], self.pull[trailing]
+        middle, half = slopes.low / 2 + slopes.high / 2, slopes.high / 2 - slopes.low / 2
+        mean = (share * middle).sum(1)
+        product = pull * (middle - mean[:, None])
+        exact = (share * product).sum(1)
+        less, more = self.drift(product, exact)
+        of_both = [np.maximum(*map(np.abs, self.drift(*pair))) for pair in ((pull, np.zeros_like(mean)), (middle, mean))]
+        # Roundings of what errors of the scores change: of second order.
+        whole = self.towards_scores()
+        changed = (whole.high - whole.low + self.of_total[:, None] * np.maximum(-whole.low, whole.high))[trailing]
+        rounding = (self.noise + self.gamma(self.loops.over_samples + self.loops.over_components))[trailing]
+        room = (changed * (half + rounding * (np.abs(middle) + half))).sum(1) + of_both[0] * of_both[1]
+        of_total = self.of_total[(..., *[None] * (exact.ndim - 1))]
+        room += of_total * (np.abs(exact) + np.maximum(-less, more) + room)
+        return less - room, more + room
 
 
 def _depth(count: int, block: int) -> int:
@@ -342,6 +390,10 @@ def _depth(count: int, block: int) -> int:
 def _at(value: Rounded, shape: tuple[int, ...]) -> Rounded:
     low, high = value.ends(shape)
     return Rounded(value.arithmetic, low, high, value.parents)
+
+
+def _moved(value: Rounded, less: Any, more: Any) -> Rounded:
+    return Rounded(value.arithmetic, value.low + less, value.high + more)
 
 
 def _wide(value: Rounded) -> Rounded:

@@ -79,7 +79,7 @@ def problems(
         sizes: tuple[int, int, int], offset: bool, scale: int, away: bool, weights: str, layout: str, seed: int
     ) -> Problem:
         n_samples, n_components, n_features = sizes
-        n_features = min(n_features, numbers)
+        n_features = min(n_features, max(1, numbers // 2))  # of one component alone no mean has a gradient
         n_components = max(1, min(n_components, numbers // n_features))
         n_samples = max(1, min(n_samples, numbers // (n_features * n_components)))
         rng = np.random.default_rng(seed)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import cached_property
+from collections.abc import Callable, Mapping
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
-from sympy import Expr
+from sympy import Expr, Symbol
 
 from derivations import LOCATION
 from derivations.calculus import derivative
@@ -59,8 +59,7 @@ class _Definition:
 
     def over(self, expression: Expr) -> Interval:
         """An expression in the pair's coordinate and the parameters, at every pair."""
-        function = compile_over(expression, (self.coordinate, *self.symbols), ARITHMETIC)
-        value: Any = function(self.pair, *self.values_of)
+        value: Any = _compiled(expression, (self.coordinate, *self.symbols))(self.pair, *self.values_of)
         low, high = (value.low, value.high) if isinstance(value, Interval) else (value, value)
         shape = self.pair.low.shape
         return Interval(np.broadcast_to(low, shape), np.broadcast_to(high, shape))
@@ -100,11 +99,11 @@ class _Definition:
 
     @cached_property
     def slope(self) -> Interval:
-        return self.over(derivative(self.energy, self.coordinate))
+        return self.over(_derivative(self.energy, self.coordinate))
 
     @cached_property
     def parameter_slopes(self) -> list[Interval]:
-        slopes = [self.over(derivative(self.energy, symbol)) for symbol in self.symbols]
+        slopes = [self.over(_derivative(self.energy, symbol)) for symbol in self.symbols]
         return [_sum(slope, -1) for slope in slopes] if self.form.shape == "features" else slopes
 
     def points(self, share: Interval) -> Truths:
@@ -130,6 +129,15 @@ class _Definition:
             total = _sum(-(share * slope), 0)
             found[name] = total if value.ndim else _sum(total, -1)
         return found
+
+
+# A kernel's expressions are the same for all problems.
+_derivative = cache(derivative)
+
+
+@cache
+def _compiled(expression: Expr, symbols: tuple[Symbol, ...]) -> Callable[..., Any]:
+    return compile_over(expression, symbols, ARITHMETIC)
 
 
 def _wide(value: Interval) -> Interval:
