@@ -42,8 +42,9 @@ def mixture_posterior_mean(
         mixing_logits: unnormalized log π_k, finite or −inf; equal weights where None.
         values: v_k, in any unit; the locations where None. Each sample's are taken from that of its nearest component,
             so a common offset costs no digits here either. Any value of a component with r = 0 counts as 0.
-        backend: "compile" or "eager", as in `mixture_log_partition`; there are no loops for GPUs. None takes "compile"
-            on a CPU where it can, and "eager" otherwise, of which it warns for want of loops or of a C++ compiler.
+        backend: "compile" or "eager", as in `mixture_log_partition`. None takes "compile" on a CPU where it can, and
+            "eager" otherwise, with a warning for want of a C++ compiler. On a CUDA device, for which there are no loops,
+            it warns and runs blocks of plain torch.
         params: as in `lifted_energy`.
     Returns:
         The unit of `values`, in the dtype of `x`; float16 and bfloat16 are computed in float32 and rounded once. A

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from implicit_em.fused.form import Form
+from verify.fused.means import Means
 from verify.fused.problems import Problem
 from verify.fused.truth import MEAN
 from verify.rounded import Arithmetic, Rounded, arithmetic_of, gradients, run
@@ -55,11 +56,11 @@ def budgets(subject: Subject, form: Form, problem: Problem, arithmetic: Arithmet
         wide: what the largest score is worked out in again; None where it is not.
     """
     with np.errstate(all="ignore"):
-        loops = _Loops(subject, form, problem, arithmetic)
-        return loops.values(_Loops(subject, form, problem, wide, block=1) if wide else None)
+        loops = Loops(subject, form, problem, arithmetic)
+        return loops.values(Loops(subject, form, problem, wide, block=1) if wide else None)
 
 
-class _Loops:
+class Loops:
     """Arrays are [sample, component, feature], or [sample, component] where the last has been summed."""
 
     def __init__(
@@ -81,6 +82,7 @@ class _Loops:
             self.points = [self.summed(self.x * self.mu, -1, self.over_features)]
         count = problem.mu.shape[0]
         self.over_components = _depth(count, CHUNK)
+        self.over_values = _depth(problem.values.shape[-1], BLOCK) + 1
         # The last one is the rounding of what was carried, and of its sum with the rest.
         self.over_exponentials = _depth(min(count, CHUNK), -(-CHUNK // STRANDS)) + 2
         lanes = SHORTEST_VECTOR // arithmetic.fmt.torch_dtype.itemsize
@@ -93,7 +95,7 @@ class _Loops:
         log_weights = np.where(self.problem.impossible, 0, self.problem.log_weights)
         return self.arithmetic.point(np.broadcast_to(log_weights, energies.low.shape)) - energies
 
-    def values(self, wide: _Loops | None) -> Budgets:
+    def values(self, wide: Loops | None) -> Budgets:
         scores = self.scores()
         impossible = np.broadcast_to(self.problem.impossible, scores.low.shape)
         low, high = (np.where(impossible, -np.inf, side) for side in (scores.low, scores.high))
@@ -107,10 +109,10 @@ class _Loops:
         share = _absent(self.lifted(gap), impossible) * (
             self.arithmetic.point(self.problem.towards[:, None]) / _wide(total)
         )
-        means = _Means(self, scores, top, impossible)
+        means, towards = Means(self, scores, top, impossible), self.problem.towards_mean[:, None]
         own = {
-            "values": self.summed(means.towards_values(), 0, self.over_samples),
-            **self.towards_scores(means.towards_scores(), impossible, means),
+            "values": self.summed(_wide(means.shares) * self.arithmetic.point(towards), 0, self.over_samples),
+            **self.towards_scores(means.towards_scores, impossible, means),
         }
         return {
             "log_partition": self.log_partition(scores, top, impossible, wide),
@@ -119,36 +121,34 @@ class _Loops:
             **{f"{MEAN}/{name}": value for name, value in own.items()},
         }
 
-    def towards_scores(self, share: Rounded, impossible: Any, means: _Means | None = None) -> Budgets:
+    def towards_scores(self, share: Rounded, impossible: Any, means: Means | None = None) -> Budgets:
         """What a function of the scores has as gradient, given its derivative in every score.
 
         Args:
             means: the function, if it is a mean: of that more is known where components are summed over.
         """
         share = _absent(share, impossible)
-        fixed = _absent(means.fixed_towards_scores(), impossible) if means else share
-        towards_mu = self.point_terms(share, impossible)[1]
-        x = self.summed(self.point_terms(fixed, impossible)[0], 1, self.over_components)
-        one = self.arithmetic.point(np.where(impossible, 0, 1))
+        towards_x, towards_mu = self.point_terms(share, impossible)
         if means:
-            x = _moved(x, *means.spread(self.point_terms(one, impossible)[0], fixed))
+            fixed, one = (
+                _absent(each, impossible) for each in (means.fixed_towards_scores, self.arithmetic.point(1.0))
+            )
+            towards_x, slopes = (self.point_terms(each, impossible)[0] for each in (fixed, one))
+        x = self.summed(towards_x, 1, self.over_components)
         found = {
-            "x": x,
+            "x": _moved(x, *means.spread(slopes)) if means else x,
             "mu": self.summed(towards_mu, 0, self.over_samples),
             "log_weights": self.summed(share, 0, self.over_samples),
         }
         for name, value in self.problem.parameters.items():
-            terms = self.parameter_terms(name, share if value.ndim else fixed, impossible)
-            total = self.summed(terms, 0, self.over_samples)
-            if self.form.shape == "features":
+            is_shared = not value.ndim
+            terms = self.parameter_terms(name, fixed if means and is_shared else share, impossible)
+            total = self.over_features_exactly(self.summed(terms, 0, self.over_samples))
+            if is_shared:
                 total = _exact_sum(total, -1)
-            if not value.ndim:
-                total = _exact_sum(total, -1)
-                if means:
-                    slopes = self.parameter_terms(name, one, impossible)
-                    if self.form.shape == "features":
-                        slopes = Rounded(self.arithmetic, slopes.low.sum(-1), slopes.high.sum(-1))
-                    total = _moved(total, *(end.sum() for end in means.spread(slopes, fixed)))
+            if means and is_shared:
+                slopes = self.over_features_exactly(self.parameter_terms(name, one, impossible))
+                total = _moved(total, *(end.sum() for end in means.spread(slopes)))
             found[name] = self.rounded_once(total)
         return found
 
@@ -158,7 +158,7 @@ class _Loops:
         low, high = np.exp(gap.low) * (1 - relative), np.exp(gap.high) * (1 + relative)
         return Rounded(self.arithmetic, np.where(low < self.arithmetic.fmt.min_subnormal, 0, low), high)
 
-    def log_partition(self, scores: Rounded, top: Rounded, impossible: Any, wide: _Loops | None) -> Rounded:
+    def log_partition(self, scores: Rounded, top: Rounded, impossible: Any, wide: Loops | None) -> Rounded:
         """log Σ exp(score), whichever score was the largest, with its exact value in its place where there is one.
 
         The largest score is taken from all and added again, so what it errs cancels: terms are of exp(score) itself.
@@ -244,6 +244,9 @@ class _Loops:
             share, impossible = _wide(share), np.broadcast_to(impossible[..., None], slope.low.shape)
         return -_absent(share * slope, impossible)
 
+    def over_features_exactly(self, terms: Rounded) -> Rounded:
+        return _exact_sum(terms, -1) if self.form.shape == "features" else terms
+
     def rounded_once(self, total: Rounded) -> Rounded:
         return Rounded(self.arithmetic, *self.arithmetic.widen("add", total.low, total.high))
 
@@ -256,130 +259,6 @@ class _Loops:
     def gamma(self, depth: int) -> Any:
         unit = self.arithmetic.fmt.unit_roundoff
         return depth * unit / (1 - depth * unit)
-
-
-class _Means:
-    """Σ_k r v and what its gradient G makes of every score, r (G·v − G·m): `posterior.cpp` and `pulls`.
-
-    Scores err by factors 1 + ε of the weights, in the mean and in its gradient alike, so what they err cancels as far
-    as values agree: a mean is off by Σ_k r ε (v − m)/Σ_k r (1 + ε). All else is rounding of differences from an origin.
-    """
-
-    def __init__(self, loops: _Loops, scores: Rounded, top: Rounded, impossible: Any) -> None:
-        self.arithmetic, self.gamma, self.unit = loops.arithmetic, loops.gamma, loops.arithmetic.fmt.unit_roundoff
-        problem, unit, self.loops = loops.problem, self.unit, loops
-        middle = np.where(impossible, -np.inf, scores.low / 2 + scores.high / 2)
-        half = np.where(impossible, 0, scores.high / 2 - scores.low / 2)
-        share = np.exp(middle - middle.max(-1, keepdims=True))
-        self.share = share / share.sum(-1, keepdims=True)
-        # ε, and what the sum of all weights then is at least, as a factor.
-        self.less, self.more = np.expm1(-half), np.expm1(half)
-        self.least = 1 + (self.share * self.less).sum(-1, keepdims=True)
-        # Any component that may have the largest score may be the origin.
-        values = np.asarray(problem.bounded, np.longdouble)
-        self.origin = values[middle.argmax(-1)]
-        self.gap = values - self.origin[:, None]
-        is_origin = ~impossible & (scores.high >= top.low[:, None])
-        spread = (np.abs(self.gap) * is_origin[..., None]).max(1)
-        self.size = np.abs(self.gap) + spread[:, None]
-        self.rest = (self.share[..., None] * self.gap).sum(1)
-        # The largest that a weight may be, and what its exponential errs, its exponent having been rounded.
-        self.most = self.share * (1 + self.more) / self.least
-        relative, floor, _ = self.arithmetic.rounding("fused_exp")
-        below = np.where(impossible, 0, top.high[:, None] - scores.low)
-        below = np.minimum(below, -np.log(np.longdouble(self.arithmetic.fmt.min_subnormal)))
-        self.floor = floor + self.arithmetic.fmt.min_subnormal
-        self.noise = relative + below * unit
-        of_total = (self.most * (self.noise + loops.rescaling(below)) + self.floor).sum(-1)
-        self.of_total = of_total + self.gamma(loops.over_exponentials)
-        # A term's product, difference and sums; then the quotient.
-        rounding = self.most * (self.noise + self.gamma(loops.over_components + 1)) + self.floor
-        self.of_rest = (rounding[..., None] * self.size).sum(1)
-        self.of_scores = self.drift(self.gap, self.rest)
-        self.largest_rest = np.abs(self.rest) + np.maximum(*map(np.abs, self.of_scores)) + spread + self.of_rest
-        self.of_rest += self.largest_rest * (self.of_total + unit)[:, None] * (1 + self.slack) + self.floor
-        self.largest_rest += self.of_rest
-        self.towards = np.asarray(problem.towards_mean, np.longdouble)
-        self.over_values = _depth(values.shape[-1], BLOCK) + 1
-
-    @property
-    def slack(self) -> Any:
-        """Products of roundings, relative to these."""
-        return 2 * self.of_total.max()
-
-    def drift(self, gap: Any, mean: Any) -> tuple[Any, Any]:
-        """What errors of the scores add to Σ_k r · gap, whose axes are [sample, component, ...]."""
-        trailing = (..., *[None] * (gap.ndim - 2))
-        share, least = self.share[trailing], self.least[:, 0][trailing]
-        ends = [share * factor[trailing] * (gap - mean[:, None]) for factor in (self.less, self.more)]
-        return np.minimum(*ends).sum(1) / least, np.maximum(*ends).sum(1) / least
-
-    def mean(self) -> Rounded:
-        less, more = self.of_scores
-        ends = self.origin + self.rest + less - self.of_rest, self.origin + self.rest + more + self.of_rest
-        return Rounded(self.arithmetic, *self.arithmetic.widen("add", *ends))
-
-    def shares(self) -> Rounded:
-        """r: a component's own ε against those of all others."""
-        ends = []
-        for own, others, sign in ((self.less, self.more, -1), (self.more, self.less, 1)):
-            weight, rest = self.share * (1 + own), self.share * (1 + others)
-            exact = weight / (weight + np.maximum(rest.sum(-1, keepdims=True) - rest, 0))
-            room = self.noise + self.of_total[:, None] + 2 * self.unit
-            ends.append(exact * (1 + sign * room * (1 + self.slack)) + sign * self.arithmetic.fmt.min_subnormal)
-        return Rounded(self.arithmetic, np.maximum(ends[0], 0), ends[1])
-
-    def towards_values(self) -> Rounded:
-        return _wide(self.shares()) * self.arithmetic.point(self.towards[:, None])
-
-    @cached_property
-    def pull(self) -> Any:
-        """G·v − G·m."""
-        pull = (self.towards[:, None] * self.gap).sum(-1)
-        return pull - (self.share * pull).sum(-1, keepdims=True)
-
-    @cached_property
-    def of_pull(self) -> Any:
-        """What the rounding of a pull comes to."""
-        sizes = np.abs(self.towards)
-        level = (sizes * self.largest_rest).sum(-1)
-        room = (sizes[:, None] * self.size).sum(-1) * self.gamma(self.over_values) + self.floor
-        return room + (level * self.gamma(self.over_values + 1) + (sizes * self.of_rest).sum(-1))[:, None]
-
-    def towards_scores(self) -> Rounded:
-        less, more = self.drift(self.pull, np.zeros_like(self.of_total))
-        ends = self.pull - more[:, None] - self.of_pull, self.pull - less[:, None] + self.of_pull
-        return self.shares() * Rounded(self.arithmetic, *ends)
-
-    def fixed_towards_scores(self) -> Rounded:
-        """The same of exact scores and an exact sum of weights: `spread` has what these err."""
-        room = self.share * (self.noise + 2 * self.unit) * np.abs(self.pull) + self.most * self.of_pull
-        room = room * (1 + self.slack) + self.floor
-        ends = self.share * self.pull - room, self.share * self.pull + room
-        return Rounded(self.arithmetic, *self.arithmetic.widen("mul", *ends))
-
-    def spread(self, slopes: Rounded, fixed: Rounded) -> tuple[Any, Any]:
-        """What errors of scores and of the sum of weights add to Σ_k r (G·v − G·m) s_k, [sample, ...].
-
-        That is a covariance: what r errs is multiplied by how far s and G·v are from their means, not by s. It differs
-        from the exact one by the drift of (G·v − G·m)(s − s̄), less the product of the drifts of both.
-        """
-        trailing = (..., *[None] * (slopes.low.ndim - 2))
-        share, pull = self.share[trailing], self.pull[trailing]
-        middle, half = slopes.low / 2 + slopes.high / 2, slopes.high / 2 - slopes.low / 2
-        mean = (share * middle).sum(1)
-        product = pull * (middle - mean[:, None])
-        exact = (share * product).sum(1)
-        less, more = self.drift(product, exact)
-        of_both = [np.maximum(*map(np.abs, self.drift(*pair))) for pair in ((pull, np.zeros_like(mean)), (middle, mean))]
-        # Roundings of what errors of the scores change: of second order.
-        whole = self.towards_scores()
-        changed = (whole.high - whole.low + self.of_total[:, None] * np.maximum(-whole.low, whole.high))[trailing]
-        rounding = (self.noise + self.gamma(self.loops.over_samples + self.loops.over_components))[trailing]
-        room = (changed * (half + rounding * (np.abs(middle) + half))).sum(1) + of_both[0] * of_both[1]
-        of_total = self.of_total[(..., *[None] * (exact.ndim - 1))]
-        room += of_total * (np.abs(exact) + np.maximum(-less, more) + room)
-        return less - room, more + room
 
 
 def _depth(count: int, block: int) -> int:
