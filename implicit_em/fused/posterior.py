@@ -43,8 +43,8 @@ def mixture_posterior_mean(
         values: v_k, in any unit; the locations where None. Each sample's are taken from that of its nearest component,
             so a common offset costs no digits here either. Any value of a component with r = 0 counts as 0.
         backend: "compile" or "eager", as in `mixture_log_partition`. None takes "compile" on a CPU where it can, and
-            "eager" otherwise, with a warning for want of a C++ compiler. On a CUDA device, for which there are no loops,
-            it warns and runs blocks of plain torch.
+            "eager" otherwise, with a warning for want of a C++ compiler. On a CUDA device it warns and runs blocks of
+            plain torch, for want of loops.
         params: as in `lifted_energy`.
     Returns:
         The unit of `values`, in the dtype of `x`; float16 and bfloat16 are computed in float32 and rounded once. A

@@ -130,9 +130,8 @@ class Loops:
         share = _absent(share, impossible)
         towards_x, towards_mu = self.point_terms(share, impossible)
         if means:
-            fixed, one = (
-                _absent(each, impossible) for each in (means.fixed_towards_scores, self.arithmetic.point(1.0))
-            )
+            fixed = _absent(means.fixed_towards_scores, impossible)
+            one = self.arithmetic.point(~impossible)
             towards_x, slopes = (self.point_terms(each, impossible)[0] for each in (fixed, one))
         x = self.summed(towards_x, 1, self.over_components)
         found = {
