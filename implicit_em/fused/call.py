@@ -150,6 +150,13 @@ def check_parameters(form: Form, mu: Tensor, parameters: Sequence[Tensor]) -> No
             raise ValueError(f"expected {name} for {len(mu)} components, got shape {tuple(given.shape)}")
 
 
+def by_autograd(value: Tensor, inputs: Sequence[Tensor], grad: Tensor) -> tuple[Tensor | None, ...]:
+    """Gradients that can be differentiated again; None for inputs that need none."""
+    wanted = [each for each in inputs if each.requires_grad]
+    found = iter(torch.autograd.grad(value, wanted, grad, create_graph=True, materialize_grads=True))
+    return tuple(next(found) if each.requires_grad else None for each in inputs)
+
+
 def _reduced(kernel: Kernel, arguments: Mapping[str, Tensor]) -> tuple[tuple[Tensor, Tensor], Mapping[str, Tensor]]:
     """Points between which a pair is a plain square or product, and the parameters then."""
     x, mu = arguments["z"], arguments["mu"]

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from implicit_em.competition import log_partition
-from implicit_em.fused.call import ENGINES, Call, check_parameters
+from implicit_em.fused.call import ENGINES, Call, by_autograd, check_parameters
 from implicit_em.fused.form import Form
 from implicit_em.kernels import Kernel
 from implicit_em.kernels import kernel as resolved
@@ -110,7 +110,7 @@ class _Fused(torch.autograd.Function):
         x, mu, log_weights, *parameters = inputs
         (grad,) = towards
         if torch.is_grad_enabled():
-            return None, None, *_by_autograd(ctx.form, inputs, grad)
+            return None, None, *_again(ctx.form, inputs, grad)
         samples, shares = ctx.needs_input_grad[2], any(ctx.needs_input_grad[5:])
         *found, own = ctx.engine.backward(
             ctx.form, x, mu, log_weights, parameters, top, total, grad.contiguous(), samples=samples, shares=shares
@@ -118,10 +118,8 @@ class _Fused(torch.autograd.Function):
         return None, None, *found, *(own if own is not None else (None for _ in parameters))
 
 
-def _by_autograd(form: Form, inputs: list[Tensor], grad: Tensor) -> tuple[Tensor | None, ...]:
+def _again(form: Form, inputs: list[Tensor], grad: Tensor) -> tuple[Tensor | None, ...]:
     """The gradients as functions that can be differentiated again."""
     x, mu, log_weights, *parameters = inputs
     scores = log_weights.to(x.dtype) - form.energies(x, mu, parameters)
-    wanted = [each for each in inputs if each.requires_grad]
-    found = iter(torch.autograd.grad(log_partition(-scores), wanted, grad, create_graph=True, materialize_grads=True))
-    return tuple(next(found) if each.requires_grad else None for each in inputs)
+    return by_autograd(log_partition(-scores), inputs, grad)

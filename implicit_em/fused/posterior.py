@@ -12,7 +12,7 @@ from torch import Tensor
 from implicit_em.competition import responsibilities
 from implicit_em.contraction import contract
 from implicit_em.fused import cpu
-from implicit_em.fused.call import Call, check_parameters
+from implicit_em.fused.call import Call, by_autograd, check_parameters
 from implicit_em.fused.form import Form
 from implicit_em.kernels import Kernel, computing_dtype
 from implicit_em.kernels import kernel as resolved
@@ -110,7 +110,7 @@ class _Fused(torch.autograd.Function):
         x, mu, log_weights, values, *parameters = inputs
         (grad,) = towards
         if torch.is_grad_enabled():
-            return None, *_by_autograd(ctx.form, inputs, grad)
+            return None, *_again(ctx.form, inputs, grad)
         means = cpu.Means(values, top, total, nearest, residuals)
         samples, shares = ctx.needs_input_grad[1], any(ctx.needs_input_grad[5:])
         *found, own, towards_values = cpu.mean_backward(
@@ -119,14 +119,11 @@ class _Fused(torch.autograd.Function):
         return None, *found, towards_values, *(own if own is not None else (None for _ in parameters))
 
 
-def _by_autograd(form: Form, inputs: list[Tensor], grad: Tensor) -> tuple[Tensor | None, ...]:
+def _again(form: Form, inputs: list[Tensor], grad: Tensor) -> tuple[Tensor | None, ...]:
     """The gradients as functions that can be differentiated again."""
     x, mu, log_weights, values, *parameters = inputs
     scores = log_weights.to(x.dtype) - form.energies(x, mu, parameters)
-    mean = _mean(responsibilities(-scores), values)
-    wanted = [each for each in inputs if each.requires_grad]
-    found = iter(torch.autograd.grad(mean, wanted, grad, create_graph=True, materialize_grads=True))
-    return tuple(next(found) if each.requires_grad else None for each in inputs)
+    return by_autograd(_mean(responsibilities(-scores), values), inputs, grad)
 
 
 def _mean(shares: Float[Tensor, "sample component"], values: Float[Tensor, "component value"]) -> Tensor:
