@@ -7,6 +7,7 @@ from implicit_em.activations import PosteriorMeanActivation
 from implicit_em.competition import log_partition, posterior_mean, responsibilities
 from implicit_em.em import EMState, em_step
 from implicit_em.fused.partition import mixture_log_partition
+from implicit_em.fused.posterior import mixture_posterior_mean
 from implicit_em.invariants import cosine, log_det, mahalanobis_square, precision_cholesky, precision_inner
 from implicit_em.kernels import Kernel, Parameter, from_module, from_source, kernel, kernel_names
 from implicit_em.layers import CompetitiveLayer, HypothesisNormalization, PartitionLoss, auxiliary_loss
@@ -38,6 +39,7 @@ __all__ = [
     "log_partition",
     "mahalanobis_square",
     "mixture_log_partition",
+    "mixture_posterior_mean",
     "posterior_mean",
     "precision_cholesky",
     "precision_inner",

@@ -15,7 +15,7 @@ from torch import Tensor
 from triton.runtime import interpreter
 
 from implicit_em import Kernel, kernel, mixture_log_partition
-from implicit_em.fused import gpu, partition, triton_text
+from implicit_em.fused import call, gpu, triton_text
 from implicit_em.fused.form import Form, form_of
 from implicit_em.kernels import kernel_names
 from verify.subject import load_subject
@@ -43,7 +43,7 @@ def _loops_over_numbers_of_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def _on_this_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter takes tensors on a CPU for those on a GPU."""
-    monkeypatch.setitem(partition._FUSED, "triton", (gpu, "cpu", "the interpreter", "nothing"))
+    monkeypatch.setitem(call.ENGINES, "triton", call.Engine(gpu, "cpu", "the interpreter", "nothing"))
     monkeypatch.setattr(gpu, "is_available", lambda: True)
 
 

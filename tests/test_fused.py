@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 import implicit_em as ie
-from implicit_em.fused import cpu, partition
+from implicit_em.fused import call, cpu
 from implicit_em.fused.form import form_of
 from implicit_em.fused.program import slopes, traced
 from verify.checks import CHECKS
 from verify.checks.fused import lifts_of
+from verify.fused.truth import MEAN
 from verify.settings import Settings
 from verify.subject import load_subject
 
@@ -199,7 +200,7 @@ def test_eager_works_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     tensors, params = problem("laplace", 23, 4, 3)
     params["b"] = torch.rand((23, 4), dtype=torch.float64).add(0.5).requires_grad_()
     whole = value_and_gradients("eager", "laplace", "radial", tensors, params)
-    monkeypatch.setattr(partition, "BLOCK", 60)
+    monkeypatch.setattr(call, "BLOCK", 60)
     assert_close(value_and_gradients("eager", "laplace", "radial", tensors, params), whole)
 
 
@@ -295,16 +296,16 @@ FAULTS: list[tuple[str, Old, New, str, str]] = [
     ("no factor", "at::vec::fmadd(factor, logarithm, sums[j])", "logarithm + sums[j]", "student_t_density",
      "sum/log_partition"),
     ("no rest", "if (HAS_REST) sums[j]", "if (!HAS_REST) sums[j]", "logistic", "sum/log_partition"),
-    ("samples beyond the last one counted", "n < count ? grad[start + n] / total[start + n] : T(0)",
+    ("samples beyond the last one counted", "n < count ? (MEANS ? T(1) : grad[start + n]) / total[start + n] : T(0)",
      "grad[std::min(start + n, N - 1)] / total[std::min(start + n, N - 1)]", "gaussian", "radial/mu"),
-    ("not normalized", "grad[start + n] / total[start + n]", "grad[start + n]", "gaussian", "radial/log_weights"),
+    ("not normalized", "(MEANS ? T(1) : grad[start + n]) / total[start + n]", "grad[start + n]", "gaussian",
+     "radial/log_weights"),
     ("sign of the location's slope", "return SHAPE == DOT ? x.neg() :", "return SHAPE == DOT ? x :", "cosine",
      "own/mu"),
     ("a pole at x = μ", "impossible | flat", "impossible", "laplace", "radial/x"),
-    ("infinite locations kept", "V(tile.near[component *", "V(problem.mu[component *", "gaussian",
-     "radial/x"),
+    ("infinite locations kept", "points{x.data(), near,", "points{x.data(), problem.mu,", "gaussian", "radial/x"),
     ("the last component more than once", "(k + i - first) * tile.width : tile.nothing",
-     "(k + i - first) * tile.width : tile.weights + (k - first) * tile.width", "gaussian", "radial/x"),
+     "(k + i - first) * tile.width : sides.weights + (k - first) * tile.width", "gaussian", "radial/x"),
     ("a chunk's sum dropped", "(V::loadu(place) - V::loadu(parts[c] + n)).store(place);",
      "V::loadu(parts[c] + n).neg().store(place);", "gaussian", "radial/x"),
     ("shares of the wrong component", "sums.parameters[a * problem.n_components + k + i]",
@@ -322,20 +323,40 @@ FAULTS: list[tuple[str, Old, New, str, str]] = [
      "gaussian", "radial/log_weights"),
     ("responsibilities below the normal range are 0", "r = exponential<LIFT>(score - V::loadu(tile.top + at))",
      "r = V(1 / T(LOWERED)) * exponential(score - V::loadu(tile.top + at))", "gaussian", "radial/mu"),
+    ("values as they are, not from an origin", "origins[e * width + n] = row[e];",
+     "origins[e * width + n] = T(0 * row[e]);", "gaussian", "radial/posterior_mean/log_weights"),
+    ("the first component's value as origin", "largest[group * GROUP + n] = nearest[n];",
+     "largest[group * GROUP + n] = 0;", "gaussian", "radial/posterior_mean/x"),
+    ("the mean left out of the pull", "sums[i][j] = V::loadu(tile.level + n + j * LANES).neg();", "sums[i][j] = V(0);",
+     "student_t", "radial/posterior_mean/nu"),
+    ("a mean that has been rounded", "* double(residual[e])",
+     "* double(T(origins[e * width + n] + residual[e]) - origins[e * width + n])", "cosine",
+     "own/posterior_mean/log_weights"),
+    ("sign of a value's difference", "return origin - arm.location;", "return arm.location - origin;", "laplace",
+     "sum/posterior_mean"),
+    ("a mean that is not normalized", "sums[e * width + n] / total[start + n]", "sums[e * width + n]", "gaussian",
+     "radial/posterior_mean"),
+    ("pulls where shares belong", "values.bounded, E, shares.data()", "values.bounded, E, weights.data()", "huber",
+     "sum/posterior_mean/values"),
+    ("another component's pull", "values.all[std::min(k + i, end - 1) * E + e]", "values.all[k * E + e]", "gaussian",
+     "radial/posterior_mean/mu"),
+    ("infinite values pull without a share", "r = ignore(r * towards[i][j], r == V(0), V(0));",
+     "r = r * towards[i][j];", "gaussian", "radial/posterior_mean/x"),
+    ("infinite values count without a share", "if (tile.weights[(k - first) * tile.width + n] > T(0)) sums",
+     "sums", "student_t", "radial/posterior_mean"),
 ]  # fmt: skip
 
 
 @pytest.fixture
-def template() -> Iterator[Callable[[str, str], None]]:
-    """Replaces a piece of the loops' text for the time of a test."""
-    text = cpu.template()
+def template() -> Iterator[Callable[[str, str, bool], None]]:
+    """Replaces a piece of the loops' text, as the log-partition or the means have it, for the time of a test."""
+    original = cpu.template
 
-    def replace(old: str, new: str) -> None:
-        assert text.count(old) == 1, f"expected {old!r} once in the template"
-        cpu.template = lambda: text.replace(old, new)  # type: ignore[assignment]
+    def replace(old: str, new: str, in_means: bool) -> None:
+        assert original(True).count(old) == 1, f"expected {old!r} once in the template"
+        cpu.template = lambda means=False: original(means).replace(old, new) if means == in_means else original(means)
         cpu._library.cache_clear()
 
-    original = cpu.template
     yield replace
     cpu.template = original
     cpu._library.cache_clear()
@@ -350,9 +371,9 @@ def verdicts(name: str, function: str) -> set[str]:
 
 @pytest.mark.parametrize(("old", "new", "name", "function"), [f[1:] for f in FAULTS], ids=[f[0] for f in FAULTS])
 def test_the_check_sees_faulty_loops(
-    template: Callable[[str, str], None], old: str, new: str, name: str, function: str
+    template: Callable[[str, str, bool], None], old: str, new: str, name: str, function: str
 ) -> None:
-    template(old, new)
+    template(old, new, MEAN in function)
     assert verdicts(name, function) == {"failed"}
 
 

@@ -1,9 +1,10 @@
-"""The fused log-partition on a CPU: `template.cpp`, compiled by Inductor once for a kernel and dtype, for any sizes."""
+"""The fused loops on a CPU: `template.cpp`, compiled by Inductor once for a kernel and dtype, for any sizes."""
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
@@ -52,9 +53,58 @@ def forward(
         L has the largest score in float64 and is rounded once; the other two are what the loops took and found.
     """
     value, top, total = (x.new_empty(len(x)) for _ in range(3))
-    library = _library(form, tuple(p.ndim for p in parameters), x.dtype)
-    library.forward(*_problem(x, mu, log_weights, parameters), *map(pointer, (value, top, total)))
+    library = _library(form, tuple(p.ndim for p in parameters), x.dtype, False)
+    library.forward(*_problem(x, mu, log_weights, parameters), *map(pointer, (value, top, total, None)))
     return value, top, total
+
+
+@dataclass(frozen=True)
+class Means:
+    """What `mean` found, as its gradient needs it.
+
+    Attributes:
+        values: [component, value].
+        top, total: [sample], as `forward` returns them.
+        nearest: [sample], the index of the component with the largest score; its value is the sample's origin.
+        residuals: [sample, value], the mean less its origin.
+    """
+
+    values: Tensor
+    top: Tensor
+    total: Tensor
+    nearest: Tensor
+    residuals: Tensor
+
+    @property
+    def bounded(self) -> Tensor:
+        """The values, or 0 where they are not finite."""
+        return self.values.nan_to_num(0.0, 0.0, 0.0)
+
+
+def mean(
+    form: Form,
+    x: Float[Tensor, "sample feature"],
+    mu: Float[Tensor, "component feature"],
+    log_weights: Float[Tensor, " component"],
+    parameters: Sequence[Tensor],
+    values: Float[Tensor, "component value"],
+) -> tuple[Float[Tensor, "sample value"], Means]:
+    """Σ_k r_k v_k of each sample; arguments as in `forward`, values of the dtype of `x`, contiguous."""
+    (n_samples, _), n_values = x.shape, values.shape[1]
+    top, total = x.new_empty(n_samples), x.new_empty(n_samples)
+    nearest = x.new_empty(n_samples, dtype=torch.int32 if x.dtype == torch.float32 else torch.int64)
+    result, residuals = x.new_empty(n_samples, n_values), x.new_empty(n_samples, n_values)
+    found = Means(values, top, total, nearest, residuals)
+    library = _library(form, tuple(p.ndim for p in parameters), x.dtype, True)
+    problem, bounded = _problem(x, mu, log_weights, parameters), found.bounded
+    library.forward(*problem, *map(pointer, (None, top, total, nearest)))
+    library.means(
+        *problem,
+        *map(pointer, (top, total, values, bounded, nearest, residuals)),
+        ctypes.c_int64(n_values),
+        pointer(result),
+    )
+    return result, found
 
 
 def backward(
@@ -76,27 +126,74 @@ def backward(
         top, total: from `forward`.
         samples, shares: whether the gradient in x, and those in the parameters, are wanted.
     """
+    return _backward(form, x, mu, log_weights, parameters, top, total, towards, samples, shares, None)[:4]
+
+
+def mean_backward(
+    form: Form,
+    x: Float[Tensor, "sample feature"],
+    mu: Float[Tensor, "component feature"],
+    log_weights: Float[Tensor, " component"],
+    parameters: Sequence[Tensor],
+    means: Means,
+    towards: Float[Tensor, "sample value"],
+    *,
+    samples: bool,
+    shares: bool,
+) -> tuple[Tensor | None, Tensor, Tensor, list[Tensor] | None, Tensor | None]:
+    """What Σ_n towards_n·mean_n has as gradient in x, μ, log π, the parameters and the values, each in its own shape.
+
+    Args:
+        means: from `mean`.
+        samples, shares: as in `backward`.
+    """
+    top, total = means.top, means.total
+    return _backward(form, x, mu, log_weights, parameters, top, total, towards, samples, shares, means)
+
+
+def _backward(
+    form: Form,
+    x: Tensor,
+    mu: Tensor,
+    log_weights: Tensor,
+    parameters: Sequence[Tensor],
+    top: Tensor,
+    total: Tensor,
+    towards: Tensor,
+    samples: bool,
+    shares: bool,
+    means: Means | None,
+) -> tuple[Tensor | None, Tensor, Tensor, list[Tensor] | None, Tensor | None]:
     (n_components, n_features), n_parameters = mu.shape, len(parameters)
+    n_values = means.values.shape[1] if means else 0
     per_parameter = mu.shape if form.shape == "features" else mu.shape[:1]
-    count = segments(n_components * n_features * (1 + n_parameters * shares) * 8)
+    count = segments(n_components * (n_features * (1 + n_parameters * shares) + n_values) * 8)
+
+    def sums(*shape: int) -> Tensor:
+        return x.new_zeros((count, *shape), dtype=torch.float64)
+
     towards_x = torch.empty_like(x) if samples else None
-    towards_mu = x.new_zeros((count, *mu.shape), dtype=torch.float64)
-    counts = x.new_zeros((count, n_components), dtype=torch.float64)
-    own = x.new_zeros((count, n_parameters, *per_parameter), dtype=torch.float64) if shares else None
+    towards_mu, counts = sums(*mu.shape), sums(n_components)
+    own = sums(n_parameters, *per_parameter) if shares else None
+    towards_values = sums(n_components, n_values) if means else None
     near = mu.masked_fill(mu.isinf(), 0)
-    library = _library(form, tuple(p.ndim for p in parameters), x.dtype)
+    given = (means.values, means.bounded, means.nearest, means.residuals) if means else (None,) * 4
+    library = _library(form, tuple(p.ndim for p in parameters), x.dtype, means is not None)
     library.backward(
         *_problem(x, mu, log_weights, parameters),
         *map(pointer, (near, top, total, towards)),
         ctypes.c_int64(count),
-        *map(pointer, (towards_x, towards_mu, counts, own)),
+        *map(pointer, (towards_x, towards_mu, counts, own, *given)),
+        ctypes.c_int64(n_values),
+        pointer(towards_values),
     )
     towards_parameters = None
     if own is not None:
         towards_parameters = [
             shares.reshape(*p.shape, -1).sum(-1).to(x.dtype) for shares, p in zip(own.sum(0), parameters, strict=True)
         ]
-    return towards_x, towards_mu.sum(0).to(x.dtype), counts.sum(0), towards_parameters
+    found = None if towards_values is None else towards_values.sum(0).to(x.dtype)
+    return towards_x, towards_mu.sum(0).to(x.dtype), counts.sum(0), towards_parameters, found
 
 
 def own_function(name: str, x: Tensor) -> Tensor:
@@ -108,13 +205,14 @@ def own_function(name: str, x: Tensor) -> Tensor:
     return result
 
 
-def source(form: Form, axes: Sequence[int], dtype: torch.dtype) -> str:
-    """The C++ text for a form whose parameters have so many axes."""
+def source(form: Form, axes: Sequence[int], dtype: torch.dtype, means: bool = False) -> str:
+    """The C++ text for a form whose parameters have so many axes, of the log-partition or of posterior means."""
     points, difference = (("q", "mu"), ("q - mu",)) if form.shape == "features" else (("q",), ("q",))
     terms = terms_of(form, axes) or Program(form.energy.arguments, (), (0.0, 0.0, 0.0))
     own = [
         "enum Shape { FEATURES, SQUARE, DOT };",
         "enum Axes { SCALAR, COMPONENT, FEATURE };",
+        f"constexpr bool MEANS = {str(means).lower()};",
         f"constexpr Shape SHAPE = {form.shape.upper()};",
         f"constexpr int64_t N_PARAMETERS = {len(form.parameters)};",
         f"constexpr Axes AXES[] = {{{', '.join([*(AXES[count] for count in axes), 'SCALAR'])}}};",
@@ -128,7 +226,7 @@ def source(form: Form, axes: Sequence[int], dtype: torch.dtype) -> str:
         _function("energy", form.energy, points),
         "}",
     ]
-    return "\n".join([vectors(dtype), *own, template()])
+    return "\n".join([vectors(dtype), *own, template(means)])
 
 
 def terms_of(form: Form, axes: Sequence[int]) -> Program | None:
@@ -157,9 +255,9 @@ def vectors(dtype: torch.dtype) -> str:
     return "\n".join([*included, f"using T = {_C_TYPES[dtype]};", text("vectors.cpp")])
 
 
-def template() -> str:
+def template(means: bool = False) -> str:
     """The loops, the same for all kernels."""
-    return text("template.cpp")
+    return text("template.cpp") + (text("posterior.cpp") if means else "")
 
 
 def text(name: str) -> str:
@@ -181,8 +279,8 @@ def _function(name: str, program: Program, points: Sequence[str], results: str =
 
 
 @cache
-def _library(form: Form, axes: tuple[int, ...], dtype: torch.dtype) -> ctypes.CDLL:
-    return compiled(source(form, axes, dtype))
+def _library(form: Form, axes: tuple[int, ...], dtype: torch.dtype, means: bool) -> ctypes.CDLL:
+    return compiled(source(form, axes, dtype, means))
 
 
 @cache

@@ -1,4 +1,4 @@
-// Log-partition of N samples over K components, and its gradients, without an N×K matrix.
+// Log-partition of N samples over K components, and its gradients or those of a posterior mean, without an N×K matrix.
 //
 // What stands before this text: `vectors.cpp`, and what `cpu.py` writes for one kernel and dtype:
 //   SHAPE, N_PARAMETERS, AXES             how a pair is reduced, and which axes parameters have
@@ -9,6 +9,7 @@
 //   slope(q, mu, p)                       its derivative as the shape wants it, see `Shape`
 //   parameter_slopes(q, mu, p, out)       its derivatives in the parameters
 //   wide::energy(q, mu, p)                the energy again, of float64
+//   MEANS                                 whether the loops are those of Σ_k r_k v_k, see `posterior.cpp`
 //
 // Lanes are samples. So a sum over components or features needs no horizontal step, and components and features may
 // have any number; only sums over samples, for gradients, end with one.
@@ -196,10 +197,10 @@ inline wide::V log_partition(const Problem& problem, const T* tile, int64_t widt
   return wide::V::blendv(highest + sum.log(), none, highest == none);
 }
 
-// For each sample L, its largest score and Σ exp(score − largest).
+// For each sample L, its largest score and Σ exp(score − largest); for a posterior mean, which score that is instead of L.
 extern "C" void forward(const T* x, const T* mu, const double* log_weights, const T* const* parameters,
                         int64_t n_samples, int64_t n_components, int64_t n_features, int32_t threads, T* value, T* top,
-                        T* total) {
+                        T* total, Index* largest) {
   const Problem problem{x, mu, log_weights, parameters, n_samples, n_components, n_features};
   const int64_t groups = (n_samples + GROUP - 1) / GROUP;
 #pragma omp parallel num_threads(threads)
@@ -226,7 +227,7 @@ extern "C" void forward(const T* x, const T* mu, const double* log_weights, cons
         for (int64_t j = 0; j < VECTORS; ++j) before[j] = highest[j];
         for (int64_t k = first; k < end; k += ROWS)
           pairs(problem, tile.data(), GROUP, k, end, p, [&](int64_t component, int64_t j, V, V score, Parameters&) {
-            if (IS_NARROW) best[j] = Bits::blendv(best[j], Bits(Index(component)), bits(score > highest[j]));
+            if (IS_NARROW || MEANS) best[j] = Bits::blendv(best[j], Bits(Index(component)), bits(score > highest[j]));
             highest[j] = at::vec::clamp_min(score, highest[j]);
             score.store(scores.data() + (component - first) * GROUP + j * LANES);
           });
@@ -249,10 +250,14 @@ extern "C" void forward(const T* x, const T* mu, const double* log_weights, cons
         best[j].store(nearest + j * LANES);
       }
       const int64_t count = std::min(GROUP, n_samples - group * GROUP);
-      for (int64_t n = 0; n < count; n += wide::LANES)
-        log_partition(problem, tile.data() + n, GROUP, nearest + n, tops + n, totals + n).store(values + n);
+      if (!MEANS)
+        for (int64_t n = 0; n < count; n += wide::LANES)
+          log_partition(problem, tile.data() + n, GROUP, nearest + n, tops + n, totals + n).store(values + n);
       for (int64_t n = 0; n < count; ++n) {
-        value[group * GROUP + n] = T(values[n]);
+        if (MEANS)
+          largest[group * GROUP + n] = nearest[n];
+        else
+          value[group * GROUP + n] = T(values[n]);
         top[group * GROUP + n] = tops[n];
         total[group * GROUP + n] = totals[n];
       }
@@ -260,28 +265,67 @@ extern "C" void forward(const T* x, const T* mu, const double* log_weights, cons
   }
 }
 
-// Sums over samples, of one segment of them: [K, D], [K] and, for each parameter, [K, D] or [K].
+// Sums over samples, of one segment of them: [K, D], [K], for each parameter [K, D] or [K], and [K, E].
 struct Sums {
   double* mu;
   double* log_weights;
   double* parameters;
+  double* values;
+};
+
+// What a mean Σ_k r_k v_k is of, and what `means` left of it; nothing for the log-partition.
+struct Values {
+  const T* all;           // [K, E]: v
+  const T* bounded;       // [K, E]: v, or 0 where that is not finite
+  const Index* nearest;   // [N]: the component whose value is a sample's origin
+  const T* residuals;     // [N, E]: the mean, less the origin
+  int64_t n_features;     // E
 };
 
 // What the samples of one tile and a chunk of components work with.
 struct Tile {
   const T* x;      // [D, width]
-  const T* scale;  // [width]: g/total
+  const T* scale;  // [width]: g/total, or 1/total for a mean
   const T* top;    // [width], finite
   T* weights;      // [CHUNK, width]: 2^LIFT g·r, times what the shape's slope is the same for in all features
   const T* nothing;  // [width]: the weights of a component beyond the end
   const T* near;     // [K, D]: μ, or 0 where that is infinite; such a component has weight 0, and 0·∞ is 0 here
   int64_t width;
+  // Of a mean m with ∂/∂m = G: its origins and G, [E, width], what G is of the mean less its origin, [width], and r.
+  const T* origins;
+  const T* towards;
+  const T* level;
+  T* shares;  // [CHUNK, width], times 2^LIFT
 };
+
+// G·(v − m) for ROWS components from k on, whose values may be given, and one group of samples from n on. It takes the
+// place of g. The origin is the value of the component that has most of a sample: differences from it do not cancel.
+inline void pulls(const Values& values, const Tile& tile, int64_t n, int64_t k, int64_t end, V (&sums)[ROWS][VECTORS]) {
+  const int64_t E = values.n_features;
+  for (int64_t i = 0; i < ROWS; ++i)
+    for (int64_t j = 0; j < VECTORS; ++j) sums[i][j] = V::loadu(tile.level + n + j * LANES).neg();
+  for (int64_t first = 0; first < E; first += BLOCK) {
+    V parts[ROWS][VECTORS];
+    for (int64_t i = 0; i < ROWS; ++i)
+      for (int64_t j = 0; j < VECTORS; ++j) parts[i][j] = V(0);
+    for (int64_t e = first; e < std::min(first + BLOCK, E); ++e)
+      for (int64_t j = 0; j < VECTORS; ++j) {
+        const int64_t at = e * tile.width + n + j * LANES;
+        const V towards = V::loadu(tile.towards + at), origin = V::loadu(tile.origins + at);
+        for (int64_t i = 0; i < ROWS; ++i) {
+          const V value(values.all[std::min(k + i, end - 1) * E + e]);
+          parts[i][j] = at::vec::fmadd(towards, value - origin, parts[i][j]);
+        }
+      }
+    for (int64_t i = 0; i < ROWS; ++i)
+      for (int64_t j = 0; j < VECTORS; ++j) sums[i][j] = sums[i][j] + parts[i][j];
+  }
+}
 
 // 2^LIFT g·r for every pair, Σ_n g·r, and what the pair's own parameters get.
 template <bool WithParameters>
-inline void responsibilities(const Problem& problem, const Tile& tile, int64_t first, int64_t k, int64_t end,
-                             Parameters& p, const Sums& sums) {
+inline void responsibilities(const Problem& problem, const Values& values, const Tile& tile, int64_t first, int64_t k,
+                             int64_t end, Parameters& p, const Sums& sums) {
   constexpr int64_t OWN = SHAPE == FEATURES ? 0 : N_PARAMETERS;
   V counts[ROWS], shares[ROWS][OWN + 1];
   for (int64_t i = 0; i < ROWS; ++i) {
@@ -289,10 +333,16 @@ inline void responsibilities(const Problem& problem, const Tile& tile, int64_t f
     for (int64_t a = 0; a < OWN; ++a) shares[i][a] = V(0);
   }
   for (int64_t n = 0; n < tile.width; n += GROUP) {
+    V towards[ROWS][VECTORS];
+    if (MEANS) pulls(values, tile, n, k, end, towards);
     pairs(problem, tile.x + n, tile.width, k, end, p,
           [&](int64_t component, int64_t j, V pair, V score, Parameters& own) {
       const int64_t i = component - k, at = n + j * LANES;
-      const V r = exponential<LIFT>(score - V::loadu(tile.top + at)) * V::loadu(tile.scale + at);
+      V r = exponential<LIFT>(score - V::loadu(tile.top + at)) * V::loadu(tile.scale + at);
+      if (MEANS) {
+        r.store(tile.shares + (component - first) * tile.width + at);
+        r = ignore(r * towards[i][j], r == V(0), V(0));
+      }
       const V impossible = r == V(0);  // its slopes may be ∞: 0·∞ is 0 here
       counts[i] = counts[i] + r;
       if (WithParameters && OWN > 0) {
@@ -316,26 +366,45 @@ inline void responsibilities(const Problem& problem, const Tile& tile, int64_t f
   }
 }
 
-// What a component's slopes want of it in one feature.
+// A component in one feature, and where slopes are of features its parameters.
 struct Arm {
-  V mu;
+  V location;
   Parameters p;
 };
 
-// What a weight is multiplied by in ∂L/∂x, but for the sign: ψ, x − μ, or μ.
-inline V towards_sample(V x, const Arm& arm) {
-  return SHAPE == FEATURES ? slope(x, arm.mu, arm.p) : SHAPE == SQUARE ? x - arm.mu : arm.mu;
-}
+// What a weight is multiplied by, but for the sign of the first: between points, in ∂L/∂x ψ, x − μ, or μ, and in ∂L/∂μ ψ,
+// x − μ, or −x.
+struct OfPoints {
+  static constexpr bool ARE_SLOPES = SHAPE == FEATURES;  // which may be infinite, and parameters have some, too
+  static V towards_sample(V x, const Arm& arm) {
+    return SHAPE == FEATURES ? slope(x, arm.location, arm.p) : SHAPE == SQUARE ? x - arm.location : arm.location;
+  }
+  static V towards_component(V x, const Arm& arm) { return SHAPE == DOT ? x.neg() : towards_sample(x, arm); }
+};
 
-// And in ∂L/∂μ: ψ, x − μ, or −x.
-inline V towards_location(V x, const Arm& arm) { return SHAPE == DOT ? x.neg() : towards_sample(x, arm); }
+// In a mean from its origin, o − v, and in ∂/∂v, G.
+struct OfValues {
+  static constexpr bool ARE_SLOPES = false;
+  static V towards_sample(V origin, const Arm& arm) { return origin - arm.location; }
+  static V towards_component(V towards, const Arm&) { return towards; }
+};
 
-// ∂L/∂x and ∂L/∂μ of `Features` features, from the weights of a chunk of components, and what parameters get from them.
-template <int64_t Features, bool ToSamples, bool WithParameters>
-inline void features(const Problem& problem, const Tile& tile, int64_t first, int64_t end, int64_t d, Parameters& p,
-                     const Sums& sums, T* towards_x) {
-  constexpr int64_t OWN = SHAPE == FEATURES && WithParameters ? N_PARAMETERS : 0;
-  const int64_t K = problem.n_components, D = problem.n_features;
+// What weights meet: features of a tile's samples and of all components, and the sums that they go to, or null.
+struct Sides {
+  const T* samples;     // [F, width]
+  const T* components;  // [K, F]
+  int64_t n_features;   // F
+  const T* weights;     // [CHUNK, width]
+  T* towards_samples;   // [F, width]
+  double* towards_components;  // [K, F]
+};
+
+// Sums over a chunk of components and over a tile's samples, of `Features` features, and what parameters get from them.
+template <typename Arms, int64_t Features, bool ToSamples, bool ToComponents, bool WithParameters>
+inline void features(const Problem& problem, const Sides& sides, const Tile& tile, int64_t first, int64_t end, int64_t d,
+                     Parameters& p, double* towards_parameters) {
+  constexpr int64_t OWN = Arms::ARE_SLOPES && WithParameters ? N_PARAMETERS : 0;
+  const int64_t K = problem.n_components, F = sides.n_features;
   T parts[Features][LONGEST_TILE];
   if (ToSamples)
     for (int64_t c = 0; c < Features; ++c) std::fill(parts[c], parts[c] + tile.width, T(0));
@@ -346,12 +415,12 @@ inline void features(const Problem& problem, const Tile& tile, int64_t first, in
     for (int64_t i = 0; i < ARMS; ++i) {
       const bool is_there = k + i < end;
       const int64_t component = is_there ? k + i : k;
-      weights[i] = is_there ? tile.weights + (k + i - first) * tile.width : tile.nothing;
+      weights[i] = is_there ? sides.weights + (k + i - first) * tile.width : tile.nothing;
       for (int64_t c = 0; c < Features; ++c) {
         totals[i][c] = V(0);
         for (int64_t a = 0; a < OWN; ++a) shares[i][c][a] = V(0);
-        arms[i][c].mu = V(tile.near[component * D + d + c]);
-        if (SHAPE != FEATURES) continue;
+        arms[i][c].location = V(sides.components[component * F + d + c]);
+        if (!Arms::ARE_SLOPES) continue;
         load_component(problem, component, p);
         load_feature(problem, component, d + c, p);
         std::copy(p, p + N_PARAMETERS, arms[i][c].p);
@@ -359,89 +428,124 @@ inline void features(const Problem& problem, const Tile& tile, int64_t first, in
     }
     for (int64_t n = 0; n < tile.width; n += LANES)
       for (int64_t c = 0; c < Features; ++c) {
-        const V x = V::loadu(tile.x + (d + c) * tile.width + n);
+        const V x = V::loadu(sides.samples + (d + c) * tile.width + n);
         V part;
         if (ToSamples) part = V::loadu(parts[c] + n);
         for (int64_t i = 0; i < ARMS; ++i) {
           const V weight = V::loadu(weights[i] + n);
           const Arm& arm = arms[i][c];
-          if (SHAPE == FEATURES) {
+          if (Arms::ARE_SLOPES) {
             const V impossible = weight == V(0);
-            const V share = ignore(weight * towards_sample(x, arm), impossible, V(0));
+            const V share = ignore(weight * Arms::towards_sample(x, arm), impossible, V(0));
             if (ToSamples) part = part + share;
             totals[i][c] = totals[i][c] + share;
             if (OWN > 0) {
               V out[N_PARAMETERS + 1];
-              parameter_slopes(x, arm.mu, arm.p, out);
+              parameter_slopes(x, arm.location, arm.p, out);
               for (int64_t a = 0; a < OWN; ++a)
                 shares[i][c][a] = shares[i][c][a] - ignore(weight * out[a], impossible, V(0));
             }
           } else {
-            if (ToSamples) part = at::vec::fmadd(weight, towards_sample(x, arm), part);
-            totals[i][c] = at::vec::fmadd(weight, towards_location(x, arm), totals[i][c]);
+            if (ToSamples) part = at::vec::fmadd(weight, Arms::towards_sample(x, arm), part);
+            if (ToComponents) totals[i][c] = at::vec::fmadd(weight, Arms::towards_component(x, arm), totals[i][c]);
           }
         }
         if (ToSamples) part.store(parts[c] + n);
       }
-    for (int64_t i = 0; i < std::min(ARMS, end - k); ++i)
-      for (int64_t c = 0; c < Features; ++c) {
-        const int64_t at = (k + i) * D + d + c;
-        sums.mu[at] += LOWERED * sum_of_lanes(totals[i][c]);
-        for (int64_t a = 0; a < OWN; ++a) sums.parameters[a * K * D + at] += LOWERED * sum_of_lanes(shares[i][c][a]);
-      }
+    if (ToComponents)
+      for (int64_t i = 0; i < std::min(ARMS, end - k); ++i)
+        for (int64_t c = 0; c < Features; ++c) {
+          const int64_t at = (k + i) * F + d + c;
+          sides.towards_components[at] += LOWERED * sum_of_lanes(totals[i][c]);
+          for (int64_t a = 0; a < OWN; ++a) towards_parameters[a * K * F + at] += LOWERED * sum_of_lanes(shares[i][c][a]);
+        }
   }
   if (ToSamples)
     for (int64_t c = 0; c < Features; ++c)
       for (int64_t n = 0; n < tile.width; n += LANES) {
-        T* place = towards_x + (d + c) * tile.width + n;
+        T* place = sides.towards_samples + (d + c) * tile.width + n;
         (V::loadu(place) - V::loadu(parts[c] + n)).store(place);
       }
 }
 
-template <int64_t Features, bool WithParameters>
-inline void features(const Problem& problem, const Tile& tile, int64_t first, int64_t end, int64_t d, Parameters& p,
-                     const Sums& sums, T* towards_x) {
-  const auto chosen = towards_x ? features<Features, true, WithParameters> : features<Features, false, WithParameters>;
-  chosen(problem, tile, first, end, d, p, sums, towards_x);
+template <typename Arms, bool ToSamples, bool ToComponents, bool WithParameters>
+inline void all_features(const Problem& problem, const Sides& sides, const Tile& tile, int64_t first, int64_t end,
+                         Parameters& p, double* towards_parameters) {
+  int64_t d = 0;
+  for (; d + WIDTH <= sides.n_features; d += WIDTH)
+    features<Arms, WIDTH, ToSamples, ToComponents, WithParameters>(problem, sides, tile, first, end, d, p,
+                                                                   towards_parameters);
+  for (; d < sides.n_features; ++d)
+    features<Arms, 1, ToSamples, ToComponents, WithParameters>(problem, sides, tile, first, end, d, p, towards_parameters);
+}
+
+// Samples in a tile that has so many numbers of each.
+inline int64_t tile_width(int64_t numbers) {
+  const int64_t fitting = TILE_BYTES / (numbers * int64_t(sizeof(T))) / GROUP * GROUP;
+  return std::min(std::max(fitting, GROUP), LONGEST_TILE);
+}
+
+// The value of each sample's nearest component, [E, width].
+inline void load_origins(const Values& values, int64_t N, int64_t start, int64_t width, T* origins) {
+  const int64_t E = values.n_features;
+  for (int64_t n = 0; n < width; ++n) {
+    const T* row = values.bounded + values.nearest[std::min(start + n, N - 1)] * E;
+    for (int64_t e = 0; e < E; ++e) origins[e * width + n] = row[e];
+  }
 }
 
 template <bool WithParameters>
-void gradients(const Problem& problem, const T* near, const T* top, const T* total, const T* grad, int64_t segments,
-               int32_t threads, T* towards_x, double* mu, double* log_weights, double* parameters) {
-  const int64_t N = problem.n_samples, K = problem.n_components, D = problem.n_features;
-  const int64_t fitting = TILE_BYTES / (D * int64_t(sizeof(T))) / GROUP * GROUP;
-  const int64_t width = std::min(std::max(fitting, GROUP), LONGEST_TILE), tiles = (N + width - 1) / width;
+void gradients(const Problem& problem, const Values& values, const T* near, const T* top, const T* total, const T* grad,
+               int64_t segments, int32_t threads, T* towards_x, const Sums& all) {
+  const int64_t N = problem.n_samples, K = problem.n_components, D = problem.n_features, E = values.n_features;
+  const int64_t width = tile_width(D + 2 * E), tiles = (N + width - 1) / width;
   const int64_t per_parameter = SHAPE == FEATURES ? K * D : K;
+  constexpr bool SLOPES_HAVE_SHARES = WithParameters && SHAPE == FEATURES;
 #pragma omp parallel num_threads(threads)
   {
     std::vector<T> x(D * width), weights((CHUNK + 1) * width), scale(width), highest(width);
     std::vector<T> sum(D * width);
-    T* const towards = towards_x ? sum.data() : nullptr;
-    const Tile tile{x.data(), scale.data(), highest.data(), weights.data(), weights.data() + CHUNK * width, near, width};
+    std::vector<T> origins(E * width), towards(E * width), level(width), shares(MEANS ? CHUNK * width : 0);
+    const Tile tile{x.data(), scale.data(), highest.data(), weights.data(), weights.data() + CHUNK * width, near, width,
+                    origins.data(), towards.data(), level.data(), shares.data()};
     Parameters p;
     load_scalars(problem, p);
     // Segments, and not threads, own the sums: the result is the same, bit by bit, for any number of threads.
 #pragma omp for schedule(dynamic, 1)
     for (int64_t segment = 0; segment < segments; ++segment) {
-      const Sums sums{mu + segment * K * D, log_weights + segment * K,
-                      parameters + segment * N_PARAMETERS * per_parameter};
+      const Sums sums{all.mu + segment * K * D, all.log_weights + segment * K,
+                      all.parameters + segment * N_PARAMETERS * per_parameter, all.values + segment * K * E};
+      const Sides points{x.data(), near, D, weights.data(), sum.data(), sums.mu};
+      const Sides means{towards.data(), values.bounded, E, shares.data(), nullptr, sums.values};
       for (int64_t t = segment * tiles / segments; t < (segment + 1) * tiles / segments; ++t) {
         const int64_t start = t * width, count = std::min(width, N - start);
         load_tile(problem.x, N, D, start, width, x.data());
         for (int64_t n = 0; n < width; ++n) {
           const T shift = top[std::min(start + n, N - 1)];
           highest[n] = std::isinf(shift) ? T(0) : shift;
-          scale[n] = n < count ? grad[start + n] / total[start + n] : T(0);
+          scale[n] = n < count ? (MEANS ? T(1) : grad[start + n]) / total[start + n] : T(0);
+        }
+        if (MEANS) {
+          load_tile(grad, N, E, start, width, towards.data());
+          load_origins(values, N, start, width, origins.data());
+          for (int64_t n = 0; n < width; ++n) {
+            const T* residual = values.residuals + std::min(start + n, N - 1) * E;
+            double product = 0;
+            for (int64_t e = 0; e < E; ++e) product += double(towards[e * width + n]) * double(residual[e]);
+            level[n] = T(product);
+          }
         }
         std::fill(sum.begin(), sum.end(), T(0));
         for (int64_t first = 0; first < K; first += CHUNK) {
           const int64_t end = std::min(first + CHUNK, K);
           for (int64_t k = first; k < end; k += ROWS)
-            responsibilities<WithParameters>(problem, tile, first, k, end, p, sums);
-          int64_t d = 0;
-          for (; d + WIDTH <= D; d += WIDTH)
-            features<WIDTH, WithParameters>(problem, tile, first, end, d, p, sums, towards);
-          for (; d < D; ++d) features<1, WithParameters>(problem, tile, first, end, d, p, sums, towards);
+            responsibilities<WithParameters>(problem, values, tile, first, k, end, p, sums);
+          if (towards_x)
+            all_features<OfPoints, true, true, SLOPES_HAVE_SHARES>(problem, points, tile, first, end, p, sums.parameters);
+          else
+            all_features<OfPoints, false, true, SLOPES_HAVE_SHARES>(problem, points, tile, first, end, p, sums.parameters);
+          if (MEANS && all.values)
+            all_features<OfValues, false, true, false>(problem, means, tile, first, end, p, nullptr);
         }
         if (towards_x)
           for (int64_t n = 0; n < count; ++n)
@@ -451,14 +555,16 @@ void gradients(const Problem& problem, const T* near, const T* top, const T* tot
   }
 }
 
-// Σ over samples of g ∂L/∂μ, g ∂L/∂log π and g ∂L/∂θ for each segment of samples, and g ∂L/∂x; the sums start at 0.
-// towards_x or parameters may be null: they are not computed then.
+// Σ over samples of g ∂L/∂μ, g ∂L/∂log π and g ∂L/∂θ for each segment of samples, and g ∂L/∂x; the sums start at 0. For a
+// posterior mean m, whose gradient is [N, E], of Σ_n G_n·m_n instead, and in v. towards_x, towards_parameters or
+// towards_values may be null: they are not computed then.
 extern "C" void backward(const T* x, const T* mu, const double* log_weights, const T* const* parameters, int64_t n_samples,
                          int64_t n_components, int64_t n_features, int32_t threads, const T* near, const T* top,
                          const T* total, const T* grad, int64_t segments, T* towards_x, double* towards_mu,
-                         double* towards_log_weights, double* towards_parameters) {
+                         double* towards_log_weights, double* towards_parameters, const T* values, const T* bounded,
+                         const Index* nearest, const T* residuals, int64_t n_values, double* towards_values) {
   const Problem problem{x, mu, log_weights, parameters, n_samples, n_components, n_features};
   const auto chosen = towards_parameters ? gradients<true> : gradients<false>;
-  chosen(problem, near, top, total, grad, segments, threads, towards_x, towards_mu, towards_log_weights,
-         towards_parameters);
+  chosen(problem, Values{values, bounded, nearest, residuals, n_values}, near, top, total, grad, segments, threads,
+         towards_x, Sums{towards_mu, towards_log_weights, towards_parameters, towards_values});
 }

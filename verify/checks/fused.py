@@ -1,4 +1,4 @@
-"""The fused log-partition and its gradients: loops around a kernel's own code, on problems of any size.
+"""The fused log-partition and posterior means, with gradients: loops around a kernel's code, on problems of any size.
 
 The truth is the definition in intervals of long doubles, the budget the loops' own operations on rounding-aware ones.
 Points are what the loops take: whitened, or of unit length, where the kernel's geometry asks for that.
@@ -15,14 +15,14 @@ import torch
 from numpy.typing import NDArray
 
 from derivations import LOCATION
+from implicit_em.fused import partition, posterior
 from implicit_em.fused.form import Form, form_of
-from implicit_em.fused.partition import fused
 from verify.checks.check import Check, numeric_cells
 from verify.finding import Cell, Finding
 from verify.formats import WIDE, Format, format_of
 from verify.fused.budget import Budgets, arithmetic_of_loops, budgets
 from verify.fused.problems import Problem, problems
-from verify.fused.truth import Truths, truths
+from verify.fused.truth import MEAN, Truths, truths
 from verify.intervals import Interval
 from verify.judge import Tally, cell_seed
 from verify.oracle import Enclosures, has_kinks
@@ -48,18 +48,14 @@ def lifts_of(subject: Subject) -> list[str]:
 def _cells(subject: Subject, settings: Settings) -> list[Cell]:
     if subject.handwritten:
         return []  # the loops are made of generated code
-    functions = [
-        f"{lift}/{quantity}"
-        for lift in lifts_of(subject)
-        for quantity in (
-            "log_partition",
-            "x",
-            "mu",
-            "log_weights",
-            *form_of(subject.code, lift, torch.float64).parameters,
-        )
-    ]
-    return numeric_cells(NAME, subject, functions, settings, dtypes=WIDE, backends=("compile", "triton"))
+    found = []
+    for lift in lifts_of(subject):
+        gradients = ["x", "mu", "log_weights", *form_of(subject.code, lift, torch.float64).parameters]
+        partition_of = [f"{lift}/{quantity}" for quantity in ("log_partition", *gradients)]
+        means = [f"{lift}/{MEAN}", *(f"{lift}/{MEAN}/{quantity}" for quantity in ("values", *gradients))]
+        found += numeric_cells(NAME, subject, partition_of, settings, dtypes=WIDE, backends=("compile", "triton"))
+        found += numeric_cells(NAME, subject, means, settings, dtypes=WIDE, backends=("compile",))
+    return found
 
 
 def _run(subject: Subject, cell: Cell, settings: Settings) -> Finding:
@@ -68,12 +64,19 @@ def _run(subject: Subject, cell: Cell, settings: Settings) -> Finding:
     # One seed for all quantities: they share problems, truths and budgets.
     seed = cell_seed(Cell(NAME, subject.name, lift, cell.dtype), settings.seed)
     tally = Tally(fmt, unspecified_because="an intermediate result of correct loops can overflow")
-    for judged in _judged(subject, lift, cell.dtype, cell.device, cell.backend, settings.profile, seed):
-        _judge(tally, quantity, judged, fmt)
+    judged = _judged(subject, lift, cell.dtype, cell.device, cell.backend, settings.profile, seed)
+    points = [_points(quantity, *each) for each in judged]
+    place, got, true_low, true_high, low, high = (np.concatenate(each, -1) for each in zip(*points, strict=True))
+    axes = ("component" if quantity.endswith(("mu", "weights", "values")) else "sample", "feature")
+    truth = _enclosures(Interval(true_low, true_high))
+    # What is known of the truth to within so much is granted to the result as well.
+    columns = dict(zip(axes, place, strict=False))
+    tally.judge_specified(columns, got, truth, low - truth.radius, high + truth.radius)
     return tally.finding(cell)
 
 
-Judged = tuple[Mapping[str, NDArray[Any]], Truths, Budgets]
+Results = Mapping[str, NDArray[Any]]
+Judged = tuple[Results, Truths, Budgets]
 
 
 @lru_cache(maxsize=2)
@@ -98,39 +101,43 @@ def _judged(
     return tuple(found)
 
 
-def _results(form: Form, problem: Problem, fmt: Format, device: str, backend: str) -> Mapping[str, NDArray[Any]]:
-    """What the library returns: L, and the gradients of Σ_n towards_n L_n."""
+def _results(form: Form, problem: Problem, fmt: Format, device: str, backend: str) -> Results:
+    """What the library returns: L, and the gradients of Σ_n towards_n L_n; where it has means, the same of them."""
     inputs = {
         name: fmt.tensor(value).reshape(value.shape)
         for name, value in (
             ("x", problem.x),
             ("mu", problem.mu),
             ("log_weights", problem.log_weights),
+            ("values", problem.values),
             *problem.parameters.items(),
         )
     }
     inputs["x"] = lay_out(inputs["x"].flatten(), problem.layout).reshape(problem.x.shape)
     leaves = {name: value.detach().to(device).requires_grad_() for name, value in inputs.items()}
-    x, mu, log_weights, *parameters = leaves.values()
-    value = fused(form, x, mu, log_weights, parameters, backend)
-    slopes = torch.autograd.grad(value, list(leaves.values()), fmt.tensor(problem.towards).to(device))
-    return {
-        "log_partition": fmt.array(value.cpu()),
-        **{name: fmt.array(slope.cpu()) for name, slope in zip(leaves, slopes, strict=True)},
-    }
+    x, mu, log_weights, values, *parameters = leaves.values()
+
+    def gradients(value: torch.Tensor, towards: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        weights = fmt.tensor(towards).reshape(value.shape).to(device)
+        slopes = torch.autograd.grad(value, list(leaves.values()), weights, allow_unused=True)
+        given = zip(leaves, slopes, strict=True)
+        return {name: fmt.array(slope.cpu()) for name, slope in given if slope is not None}
+
+    value = partition.fused(form, x, mu, log_weights, parameters, backend)
+    found = {"log_partition": fmt.array(value.cpu()), **gradients(value, problem.towards)}
+    if backend in posterior.BACKENDS:
+        mean = posterior.fused(form, x, mu, log_weights, values, parameters)
+        own = gradients(mean, problem.towards_mean)
+        found |= {MEAN: fmt.array(mean.cpu()), **{f"{MEAN}/{name}": slope for name, slope in own.items()}}
+    return found
 
 
-def _judge(tally: Tally, quantity: str, judged: Judged, fmt: Format) -> None:
-    results, true, allowed = judged
-    got, truth, budget = results[quantity], _enclosures(true[quantity]), allowed[quantity]
-    low, high = (np.broadcast_to(side, got.shape).ravel() for side in (budget.low, budget.high))
+def _points(quantity: str, results: Results, true: Truths, allowed: Budgets) -> tuple[NDArray[Any], ...]:
+    """Where each number of a quantity stands, [axis, number], itself, and both ends of its truth and of its budget."""
+    got, truth, budget = results[quantity], true[quantity], allowed[quantity]
     place = np.indices(got.shape).reshape(got.ndim, -1) if got.ndim else np.zeros((1, 1), int)
-    axes = ("component", "feature") if quantity in ("mu", "log_weights") else ("sample", "feature")
-    columns = dict(zip(axes, place, strict=False))
-    # What is known of the truth to within so much is granted to the result as well.
-    tally.judge_specified(
-        columns, got.ravel(), truth.reshaped((got.size,)), low - truth.radius.ravel(), high + truth.radius.ravel()
-    )
+    ends = (np.broadcast_to(side, got.shape).ravel() for side in (truth.low, truth.high, budget.low, budget.high))
+    return place, got.ravel(), *ends
 
 
 def _enclosures(truth: Interval) -> Enclosures:
@@ -139,4 +146,5 @@ def _enclosures(truth: Interval) -> Enclosures:
     return Enclosures(mid, np.zeros_like(mid), truth.high / 2 - truth.low / 2, np.isfinite(mid))
 
 
-CHECKS = (Check(NAME, "the fused log-partition and its gradients lie within their computed budgets", _cells, _run),)
+STATEMENT = "the fused log-partition, posterior means, and their gradients lie within their computed budgets"
+CHECKS = (Check(NAME, STATEMENT, _cells, _run),)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,9 @@ import numpy as np
 from implicit_em.fused.cpu import terms_of
 from implicit_em.fused.form import Form
 from implicit_em.fused.program import Program
+from verify.fused.means import Means
 from verify.fused.problems import Problem
+from verify.fused.truth import MEAN
 from verify.rounded import Arithmetic, Rounded, TorchFunctions, arithmetic_of, gradients, run, run_program
 from verify.subject import Subject
 
@@ -58,11 +61,11 @@ def budgets(subject: Subject, form: Form, problem: Problem, arithmetic: Arithmet
         terms = None
         if arithmetic.table.backend == "compile":
             terms = terms_of(form, [value.ndim for value in problem.parameters.values()])
-        loops = _Loops(subject, form, problem, arithmetic, terms)
-        return loops.values(_Loops(subject, form, problem, wide, block=1) if wide else None)
+        loops = Loops(subject, form, problem, arithmetic, terms)
+        return loops.values(Loops(subject, form, problem, wide, block=1) if wide else None)
 
 
-class _Loops:
+class Loops:
     """Arrays are [sample, component, feature], or [sample, component] where the last has been summed."""
 
     def __init__(
@@ -90,6 +93,7 @@ class _Loops:
             self.points = [self.summed(self.x * self.mu, -1, self.over_features)]
         count = problem.mu.shape[0]
         self.over_components = _depth(count, CHUNK)
+        self.over_values = _depth(problem.values.shape[-1], BLOCK) + 1
         # The last one is the rounding of what was carried, and of its sum with the rest.
         self.over_exponentials = _depth(min(count, CHUNK), -(-CHUNK // STRANDS)) + 2
         lanes = SHORTEST_VECTOR // arithmetic.fmt.torch_dtype.itemsize
@@ -138,7 +142,7 @@ class _Loops:
         low, high = self.arithmetic.widen("add", exact.min(0) + c.low, exact.max(0) + c.high)
         return Rounded(self.arithmetic, low, high)
 
-    def values(self, wide: _Loops | None) -> Budgets:
+    def values(self, wide: Loops | None) -> Budgets:
         scores = self.scores()
         impossible = np.broadcast_to(self.problem.impossible, scores.low.shape)
         low, high = (np.where(impossible, -np.inf, side) for side in (scores.low, scores.high))
@@ -152,13 +156,47 @@ class _Loops:
         share = _absent(self.lifted(gap), impossible) * (
             self.arithmetic.point(self.problem.towards[:, None]) / _wide(total)
         )
-        share = _absent(share, impossible)
+        means, towards = Means(self, scores, top, impossible), self.problem.towards_mean[:, None]
+        own = {
+            "values": self.summed(_wide(means.shares) * self.arithmetic.point(towards), 0, self.over_samples),
+            **self.towards_scores(means.towards_scores, impossible, means),
+        }
         return {
             "log_partition": self.log_partition(scores, top, impossible, wide),
-            "log_weights": self.summed(share, 0, self.over_samples),
-            **self.towards_points(share, impossible),
-            **self.towards_parameters(self.pairs, share, impossible),
+            **self.towards_scores(share, impossible),
+            MEAN: means.mean(),
+            **{f"{MEAN}/{name}": value for name, value in own.items()},
         }
+
+    def towards_scores(self, share: Rounded, impossible: Any, means: Means | None = None) -> Budgets:
+        """What a function of the scores has as gradient, given its derivative in every score.
+
+        Args:
+            means: the function, if it is a mean: of that more is known where components are summed over.
+        """
+        share = _absent(share, impossible)
+        towards_x, towards_mu = self.point_terms(share, impossible)
+        if means:
+            fixed = _absent(means.fixed_towards_scores, impossible)
+            one = self.arithmetic.point(~impossible)
+            towards_x, slopes = (self.point_terms(each, impossible)[0] for each in (fixed, one))
+        x = self.summed(towards_x, 1, self.over_components)
+        found = {
+            "x": _moved(x, *means.spread(slopes)) if means else x,
+            "mu": self.summed(towards_mu, 0, self.over_samples),
+            "log_weights": self.summed(share, 0, self.over_samples),
+        }
+        for name, value in self.problem.parameters.items():
+            is_shared = not value.ndim
+            terms = self.parameter_terms(name, fixed if means and is_shared else share, impossible)
+            total = self.over_features_exactly(self.summed(terms, 0, self.over_samples))
+            if is_shared:
+                total = _exact_sum(total, -1)
+            if means and is_shared:
+                slopes = self.over_features_exactly(self.parameter_terms(name, one, impossible))
+                total = _moved(total, *(end.sum() for end in means.spread(slopes)))
+            found[name] = self.rounded_once(total)
+        return found
 
     def lifted(self, gap: Rounded) -> Rounded:
         """e^gap in gradients, where it is 0 only below the smallest number, and not below the smallest normal one."""
@@ -166,7 +204,7 @@ class _Loops:
         low, high = np.exp(gap.low) * (1 - relative), np.exp(gap.high) * (1 + relative)
         return Rounded(self.arithmetic, np.where(low < self.arithmetic.fmt.min_subnormal, 0, low), high)
 
-    def log_partition(self, scores: Rounded, top: Rounded, impossible: Any, wide: _Loops | None) -> Rounded:
+    def log_partition(self, scores: Rounded, top: Rounded, impossible: Any, wide: Loops | None) -> Rounded:
         """log Σ exp(score), whichever score was the largest, with its exact value in its place where there is one.
 
         The largest score is taken from all and added again, so what it errs cancels: terms are of exp(score) itself.
@@ -213,26 +251,38 @@ class _Loops:
         relative, _, _ = self.arithmetic.rounding("fused_exp")
         return chunks * (relative + self.arithmetic.fmt.unit_roundoff) + gap * self.arithmetic.fmt.unit_roundoff
 
-    def towards_points(self, share: Rounded, impossible: Any) -> Budgets:
-        """∂/∂x and ∂/∂μ from the weight of each pair."""
-        module = self.subject.code.module
-        parameters = list(self.parameters.values())
+    @cached_property
+    def slope(self) -> Rounded:
+        """ψ(u) of each feature, or what the form has as the slope of a pair."""
+        module, parameters = self.subject.code.module, list(self.parameters.values())
         if self.form.shape == "features":
-            terms = _wide(share) * self.influence(parameters)
-        elif hasattr(module, "weight_of_square"):
-            slope = run(module.weight_of_square, [*self.points, *parameters])
+            return self.influence(parameters)
+        if hasattr(module, "weight_of_square"):
+            return run(module.weight_of_square, [*self.points, *parameters])
+        (point,) = self.points
+        pulled = gradients(run(self.form.function, [point, *parameters]), {"point": point})["point"]
+        pulled = _at(pulled, point.low.shape)
+        return pulled if self.form.shape == "dot" else pulled * 2.0
+
+    @cached_property
+    def parameter_slopes(self) -> Mapping[str, Rounded]:
+        found = gradients(self.pairs, self.parameters)
+        return {name: _at(found[name], self.pairs.low.shape) for name in self.parameters}
+
+    def point_terms(self, share: Rounded, impossible: Any) -> tuple[Rounded, Rounded]:
+        """What ∂/∂x and ∂/∂μ are the sums of, from the weight of each pair."""
+        if self.form.shape == "features":
+            terms = _wide(share) * self.slope
+        elif self.form.shape == "dot":
+            weight = _wide(_absent(share * self.slope, impossible))
+            return -(weight * self.mu), -(weight * self.x)
+        elif hasattr(self.subject.code.module, "weight_of_square"):
             together = (self.points[0].low <= 0) & (self.points[0].high <= 0)
-            terms = _wide(_absent(share * slope, together)) * self.gap
+            terms = _wide(_absent(share * self.slope, together)) * self.gap
         else:
-            (point,) = self.points
-            pulled = gradients(run(self.form.function, [point, *parameters]), {"point": point})["point"]
-            pulled = _at(pulled, point.low.shape)
-            if self.form.shape == "dot":
-                weight = _wide(_absent(share * pulled, impossible))
-                return self.both(-(weight * self.mu), -(weight * self.x))
-            terms = _wide(share * (pulled * 2.0)) * self.gap
+            terms = _wide(share * self.slope) * self.gap
         terms = _absent(terms, np.broadcast_to(impossible[..., None], terms.low.shape))
-        return self.both(-terms, terms)
+        return -terms, terms
 
     def influence(self, parameters: Sequence[Rounded]) -> Rounded:
         """ψ of each feature."""
@@ -243,25 +293,14 @@ class _Loops:
         weight = run(module.weight_of_square, [square, *parameters])
         return _absent(weight * self.gap, (square.low <= 0) & (square.high <= 0))
 
-    def both(self, towards_x: Rounded, towards_mu: Rounded) -> Budgets:
-        return {
-            "x": self.summed(towards_x, 1, self.over_components),
-            "mu": self.summed(towards_mu, 0, self.over_samples),
-        }
+    def parameter_terms(self, name: str, share: Rounded, impossible: Any) -> Rounded:
+        slope = self.parameter_slopes[name]
+        if self.form.shape == "features":
+            share, impossible = _wide(share), np.broadcast_to(impossible[..., None], slope.low.shape)
+        return -_absent(share * slope, impossible)
 
-    def towards_parameters(self, pairs: Rounded, share: Rounded, impossible: Any) -> Budgets:
-        found = {}
-        slopes = gradients(pairs, self.parameters)
-        for name, value in self.problem.parameters.items():
-            slope = _at(slopes[name], pairs.low.shape)
-            if self.form.shape == "features":
-                terms = _wide(share) * slope
-                absent = np.broadcast_to(impossible[..., None], terms.low.shape)
-                total = _exact_sum(self.summed(-_absent(terms, absent), 0, self.over_samples), -1)
-            else:
-                total = self.summed(-_absent(share * slope, impossible), 0, self.over_samples)
-            found[name] = total if value.ndim else _exact_sum(total, -1)
-        return {name: self.rounded_once(total) for name, total in found.items()}
+    def over_features_exactly(self, terms: Rounded) -> Rounded:
+        return _exact_sum(terms, -1) if self.form.shape == "features" else terms
 
     def rounded_once(self, total: Rounded) -> Rounded:
         return Rounded(self.arithmetic, *self.arithmetic.widen("add", total.low, total.high))
@@ -289,6 +328,10 @@ def _at(value: Rounded, shape: tuple[int, ...]) -> Rounded:
 
 def _part(value: Rounded, features: int | slice) -> Rounded:
     return Rounded(value.arithmetic, value.low[..., features], value.high[..., features])
+
+
+def _moved(value: Rounded, less: Any, more: Any) -> Rounded:
+    return Rounded(value.arithmetic, value.low + less, value.high + more)
 
 
 def _wide(value: Rounded) -> Rounded:

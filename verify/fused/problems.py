@@ -20,6 +20,7 @@ from verify.subject import Subject
 SAMPLES = (1, 2, 15, 17, 63, 65, 130, 513, 1100)
 COMPONENTS = (1, 2, 5, 31, 33, 64, 70, 100)
 FEATURES = (1, 2, 3, 5, 9, 17)
+VALUES = (1, 2, 3, 9)
 OFFSET = 1e4
 SCALES = range(-3, 4)  # powers of two that points are spread by
 SQUARES = 3  # of so many features a product overflows, where points are far apart
@@ -34,6 +35,8 @@ class Problem:
         log_weights: log π_k, some −∞.
         parameters: [] or [component] each.
         towards: what the gradients are weighted with, per sample.
+        values: [component, value], of which means are taken; infinite for components that can be nowhere.
+        towards_mean: [sample, value], what the means' gradients are weighted with.
         layout: how the points lie in memory, out of `verify.strategies.LAYOUTS`.
     """
 
@@ -42,6 +45,8 @@ class Problem:
     log_weights: NDArray[Any]
     parameters: Mapping[str, NDArray[Any]]
     towards: NDArray[Any]
+    values: NDArray[Any]
+    towards_mean: NDArray[Any]
     layout: str
 
     @property
@@ -53,6 +58,11 @@ class Problem:
     def near(self) -> NDArray[Any]:
         """The locations, with 0 for what is infinite: for arithmetic that leaves impossible components out."""
         return np.where(np.isinf(self.mu), 0, self.mu)
+
+    @property
+    def bounded(self) -> NDArray[Any]:
+        """The values, with 0 for what is infinite."""
+        return np.where(np.isinf(self.values), 0, self.values)
 
 
 def problems(
@@ -71,7 +81,7 @@ def problems(
         sizes: tuple[int, int, int], offset: bool, scale: int, away: bool, weights: str, layout: str, seed: int
     ) -> Problem:
         n_samples, n_components, n_features = sizes
-        n_features = min(n_features, numbers)
+        n_features = min(n_features, max(1, numbers // 2))  # of one component alone no mean has a gradient
         n_components = max(1, min(n_components, numbers // n_features))
         n_samples = max(1, min(n_samples, numbers // (n_features * n_components)))
         rng = np.random.default_rng(seed)
@@ -85,12 +95,18 @@ def problems(
         parameters = {
             name: fmt.nearest(value * f) for name, value, f in zip(form.parameters, usual, factors, strict=True)
         }
+        log_weights, towards = _log_weights(rng, n_components, weights), rng.standard_normal(n_samples)
+        n_values = min(rng.choice(VALUES), numbers)
+        values = rng.standard_normal((n_components, n_values)) + OFFSET * offset
+        values[np.isneginf(log_weights) | np.isinf(mu).any(-1), 0] = np.inf
         return Problem(
             fmt.nearest(x),
             fmt.nearest(mu),
-            fmt.nearest(_log_weights(rng, n_components, weights)),
+            fmt.nearest(log_weights),
             parameters,
-            fmt.nearest(rng.standard_normal(n_samples)),
+            fmt.nearest(towards),
+            fmt.nearest(values),
+            fmt.nearest(rng.standard_normal((n_samples, n_values))),
             layout,
         )
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
-from sympy import Expr
+from sympy import Expr, Symbol
 
 from derivations import LOCATION
 from derivations.calculus import derivative
@@ -17,10 +18,15 @@ from verify.intervals import ARITHMETIC, ROOM, Interval
 from verify.subject import Subject
 
 Truths = Mapping[str, Interval]
+# Before the names of a posterior mean's gradients.
+MEAN = "posterior_mean"
 
 
 def truths(subject: Subject, form: Form, problem: Problem) -> Truths:
-    """`log_partition`, and what Σ_n towards_n L_n has as gradient in `x`, `mu`, `log_weights` and each parameter."""
+    """`log_partition`, and what Σ_n towards_n L_n has as gradient in `x`, `mu`, `log_weights` and each parameter.
+
+    `posterior_mean` and `posterior_mean/…` likewise, in `values`, too, of Σ_n towards_mean_n·m_n.
+    """
     with np.errstate(all="ignore"):
         return _Definition(subject, form, problem).values()
 
@@ -53,8 +59,7 @@ class _Definition:
 
     def over(self, expression: Expr) -> Interval:
         """An expression in the pair's coordinate and the parameters, at every pair."""
-        function = compile_over(expression, (self.coordinate, *self.symbols), ARITHMETIC)
-        value: Any = function(self.pair, *self.values_of)
+        value: Any = _compiled(expression, (self.coordinate, *self.symbols))(self.pair, *self.values_of)
         low, high = (value.low, value.high) if isinstance(value, Interval) else (value, value)
         shape = self.pair.low.shape
         return Interval(np.broadcast_to(low, shape), np.broadcast_to(high, shape))
@@ -68,17 +73,42 @@ class _Definition:
         shift = Interval(np.where(impossible, -np.inf, scores.low).max(-1, keepdims=True))
         weights = _where(impossible, (scores - shift).exp())
         total = _sum(weights, -1)
-        share = weights / _wide(total) * Interval(self.problem.towards[:, None])
+        shares = weights / _wide(total)
         return {
             "log_partition": total.log() + Interval(shift.low[:, 0]),
-            "log_weights": _sum(share, 0),
-            **self.points(share),
-            **self.shares(share),
+            **self.gradients(shares * Interval(self.problem.towards[:, None])),
+            **self.means(shares, scores, impossible),
         }
+
+    def means(self, shares: Interval, scores: Interval, impossible: Any) -> Truths:
+        """Σ_k r v, and what each score gets of its gradient G: r (G·v − G·m).
+
+        Values are taken from that of the component with the largest score, whichever it is: long doubles run out, too.
+        """
+        values, towards = self.problem.bounded, Interval(self.problem.towards_mean[:, None, :])
+        origin = values[np.where(impossible, -np.inf, scores.low).argmax(-1)]
+        gaps = Interval(values) - Interval(origin[:, None, :])
+        rest = _sum(_wide(shares) * gaps, 1)
+        pull = _sum(towards * gaps, -1) - _sum(towards * Interval(rest.low[:, None], rest.high[:, None]), -1)
+        found = {"values": _sum(_wide(shares) * towards, 0), **self.gradients(shares * pull)}
+        return {MEAN: Interval(origin) + rest, **{f"{MEAN}/{name}": value for name, value in found.items()}}
+
+    def gradients(self, share: Interval) -> Truths:
+        """What a function of the scores has as gradient, given its derivative in every score."""
+        return {"log_weights": _sum(share, 0), **self.points(share), **self.shares(share)}
+
+    @cached_property
+    def slope(self) -> Interval:
+        return self.over(_derivative(self.energy, self.coordinate))
+
+    @cached_property
+    def parameter_slopes(self) -> list[Interval]:
+        slopes = [self.over(_derivative(self.energy, symbol)) for symbol in self.symbols]
+        return [_sum(slope, -1) for slope in slopes] if self.form.shape == "features" else slopes
 
     def points(self, share: Interval) -> Truths:
         """∂/∂x = −Σ_k r ∂d/∂x, and ∂/∂μ likewise."""
-        slope = self.over(derivative(self.energy, self.coordinate))
+        slope = self.slope
         if self.form.shape == "dot":
             weight = _wide(share * slope)
             return {"x": _sum(-(weight * self.mu), 1), "mu": _sum(-(weight * self.x), 0)}
@@ -95,13 +125,19 @@ class _Definition:
     def shares(self, share: Interval) -> Truths:
         """∂/∂θ = −Σ_n r ∂d/∂θ, summed over what θ is the same for."""
         found = {}
-        for symbol, (name, value) in zip(self.symbols, self.problem.parameters.items(), strict=True):
-            slope = self.over(derivative(self.energy, symbol))
-            if self.form.shape == "features":
-                slope = _sum(slope, -1)
+        for slope, (name, value) in zip(self.parameter_slopes, self.problem.parameters.items(), strict=True):
             total = _sum(-(share * slope), 0)
             found[name] = total if value.ndim else _sum(total, -1)
         return found
+
+
+# A kernel's expressions are the same for all problems.
+_derivative = cache(derivative)
+
+
+@cache
+def _compiled(expression: Expr, symbols: tuple[Symbol, ...]) -> Callable[..., Any]:
+    return compile_over(expression, symbols, ARITHMETIC)
 
 
 def _wide(value: Interval) -> Interval:
