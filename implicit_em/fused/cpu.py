@@ -42,20 +42,22 @@ def forward(
     mu: Float[Tensor, "component feature"],
     log_weights: Float[Tensor, " component"],
     parameters: Sequence[Tensor],
-) -> tuple[Float[Tensor, " sample"], Float[Tensor, " sample"], Float[Tensor, " sample"]]:
-    """L of each sample, its largest score log π_k − d_k, and Σ_k exp(score − largest).
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """L of each sample, its largest score log π_k − d_k, Σ_k exp(score − largest), and the peak, [sample] each.
 
     Args:
         form: of the dtype of `x`; all tensors are contiguous, of that dtype, float32 or float64, and on the CPU.
         log_weights: float64.
         parameters: [], [component] or, for the shape features, [component, feature].
     Returns:
-        L has the largest score in float64 and is rounded once; the other two are what the loops took and found.
+        In float32 the largest score is worked out again in float64: L and the sum have that one, and are rounded once.
+        The largest score itself is what the loops took; the peak is exp(that in float64 − largest). In float64 the peak
+        is undefined.
     """
-    value, top, total = (x.new_empty(len(x)) for _ in range(3))
+    value, top, total, peak = (x.new_empty(len(x)) for _ in range(4))
     library = _library(form, tuple(p.ndim for p in parameters), x.dtype, False)
-    library.forward(*_problem(x, mu, log_weights, parameters), *map(pointer, (value, top, total, None)))
-    return value, top, total
+    library.forward(*_problem(x, mu, log_weights, parameters), *map(pointer, (value, top, total, peak, None)))
+    return value, top, total, peak
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Means:
 
     Attributes:
         values: [component, value].
-        top, total: [sample], as `forward` returns them.
+        top, total: [sample], the largest score and Σ_k exp(score − largest).
         nearest: [sample], the index of the component with the largest score; its value is the sample's origin.
         residuals: [sample, value], the mean less its origin.
     """
@@ -97,7 +99,7 @@ def mean(
     found = Means(values, top, total, nearest, residuals)
     library = _library(form, tuple(p.ndim for p in parameters), x.dtype, True)
     problem, bounded = _problem(x, mu, log_weights, parameters), found.bounded
-    library.forward(*problem, *map(pointer, (None, top, total, nearest)))
+    library.forward(*problem, *map(pointer, (None, top, total, None, nearest)))
     library.means(
         *problem,
         *map(pointer, (top, total, values, bounded, nearest, residuals)),
@@ -115,6 +117,7 @@ def backward(
     parameters: Sequence[Tensor],
     top: Float[Tensor, " sample"],
     total: Float[Tensor, " sample"],
+    peak: Float[Tensor, " sample"],
     towards: Float[Tensor, " sample"],
     *,
     samples: bool,
@@ -123,10 +126,10 @@ def backward(
     """What Σ_n towards_n L_n has as gradient in x, μ, log π and the parameters, each in its own shape.
 
     Args:
-        top, total: from `forward`.
+        top, total, peak: from `forward`.
         samples, shares: whether the gradient in x, and those in the parameters, are wanted.
     """
-    return _backward(form, x, mu, log_weights, parameters, top, total, towards, samples, shares, None)[:4]
+    return _backward(form, x, mu, log_weights, parameters, top, total, peak, towards, samples, shares, None)[:4]
 
 
 def mean_backward(
@@ -148,7 +151,7 @@ def mean_backward(
         samples, shares: as in `backward`.
     """
     top, total = means.top, means.total
-    return _backward(form, x, mu, log_weights, parameters, top, total, towards, samples, shares, means)
+    return _backward(form, x, mu, log_weights, parameters, top, total, None, towards, samples, shares, means)
 
 
 def _backward(
@@ -159,6 +162,7 @@ def _backward(
     parameters: Sequence[Tensor],
     top: Tensor,
     total: Tensor,
+    peak: Tensor | None,
     towards: Tensor,
     samples: bool,
     shares: bool,
@@ -181,7 +185,7 @@ def _backward(
     library = _library(form, tuple(p.ndim for p in parameters), x.dtype, means is not None)
     library.backward(
         *_problem(x, mu, log_weights, parameters),
-        *map(pointer, (near, top, total, towards)),
+        *map(pointer, (near, top, total, peak, towards)),
         ctypes.c_int64(count),
         *map(pointer, (towards_x, towards_mu, counts, own, *given)),
         ctypes.c_int64(n_values),

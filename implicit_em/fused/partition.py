@@ -91,7 +91,7 @@ def fused(
 class _Fused(torch.autograd.Function):
     """Of contiguous tensors of one dtype, but log_weights of float64.
 
-    Keeps two numbers per sample; backward computes the energies again.
+    Keeps a few numbers per sample; backward computes the energies again.
     """
 
     @staticmethod
@@ -99,21 +99,21 @@ class _Fused(torch.autograd.Function):
         ctx: Any, engine: ModuleType, form: Form, x: Tensor, mu: Tensor, log_weights: Tensor, *parameters: Tensor
     ) -> Tensor:
         value: Tensor
-        value, top, total = engine.forward(form, x, mu, log_weights, parameters)
-        ctx.engine, ctx.form = engine, form
-        ctx.save_for_backward(x, mu, log_weights, *parameters, top, total)
+        value, *kept = engine.forward(form, x, mu, log_weights, parameters)
+        ctx.engine, ctx.form, ctx.n_kept = engine, form, len(kept)
+        ctx.save_for_backward(*kept, x, mu, log_weights, *parameters)
         return value
 
     @staticmethod
     def backward(ctx: Any, *towards: Tensor) -> tuple[Tensor | None, ...]:
-        *inputs, top, total = ctx.saved_tensors
+        kept, inputs = ctx.saved_tensors[: ctx.n_kept], list(ctx.saved_tensors[ctx.n_kept :])
         x, mu, log_weights, *parameters = inputs
         (grad,) = towards
         if torch.is_grad_enabled():
             return None, None, *_again(ctx.form, inputs, grad)
         samples, shares = ctx.needs_input_grad[2], any(ctx.needs_input_grad[5:])
         *found, own = ctx.engine.backward(
-            ctx.form, x, mu, log_weights, parameters, top, total, grad.contiguous(), samples=samples, shares=shares
+            ctx.form, x, mu, log_weights, parameters, *kept, grad.contiguous(), samples=samples, shares=shares
         )
         return None, None, *found, *(own if own is not None else (None for _ in parameters))
 

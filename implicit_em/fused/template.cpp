@@ -26,6 +26,10 @@ constexpr int64_t STRANDS = 4;                       // sums of a chunk's expone
 constexpr int64_t LIFT = DIGITS + 1;
 constexpr double LOWERED = 1.0 / double(int64_t(1) << LIFT);
 
+// Whether the largest score is worked out again, and how far off it may be.
+constexpr bool PEAKS = IS_NARROW && !MEANS;
+constexpr double CORRECTED = 1;
+
 using Parameters = V[N_PARAMETERS + 1];
 
 struct Problem {
@@ -188,25 +192,41 @@ inline wide::V wide_scores(const Problem& problem, const T* tile, int64_t width,
 // L of wide::LANES samples from the largest score and Σ exp(score − largest).
 //
 // The rounding of the largest score is most of what L errs, where one component has most of a sample. So that one score is
-// worked out again in float64, and takes the place of the 1 that stands for it in the sum.
+// worked out again in float64. Its exponential, the peak, takes the place of the 1 that stands for it in the sum. Where scores
+// are so large that they err by more than CORRECTED, the others are taken to err alike.
 inline wide::V log_partition(const Problem& problem, const T* tile, int64_t width, const Index* nearest, const T* top,
-                             const T* total) {
-  const wide::V highest = widened([&](int64_t i) { return top[i]; }), none(-std::numeric_limits<double>::infinity());
-  wide::V sum = widened([&](int64_t i) { return total[i]; });
-  if (IS_NARROW) sum = sum + (wide_scores(problem, tile, width, nearest) - highest).expm1();
-  return wide::V::blendv(highest + sum.log(), none, highest == none);
+                             T* total, T* peak) {
+  const wide::V none(-std::numeric_limits<double>::infinity());
+  wide::V highest = widened([&](int64_t i) { return top[i]; }), sum = widened([&](int64_t i) { return total[i]; });
+  const wide::V impossible = highest == none;
+  if (IS_NARROW) {
+    const wide::V error = wide_scores(problem, tile, width, nearest) - highest;
+    const wide::V corrected = at::vec::clamp(error, wide::V(-CORRECTED), wide::V(CORRECTED));
+    const wide::V more = corrected.expm1();
+    highest = highest + (error - corrected);
+    sum = sum + more;
+    double sums[wide::LANES], mores[wide::LANES];
+    sum.store(sums);
+    more.store(mores);
+    for (int64_t i = 0; i < wide::LANES; ++i) {
+      total[i] = T(sums[i]);
+      peak[i] = T(1 + mores[i]);
+    }
+  }
+  return wide::V::blendv(highest + sum.log(), none, impossible);
 }
 
-// For each sample L, its largest score and Σ exp(score − largest); for a posterior mean, which score that is instead of L.
+// For each sample L, its largest score, Σ exp(score − largest) and, in float32, the peak; for a posterior mean, which score is
+// the largest instead of L and the peak.
 extern "C" void forward(const T* x, const T* mu, const double* log_weights, const T* const* parameters,
                         int64_t n_samples, int64_t n_components, int64_t n_features, int32_t threads, T* value, T* top,
-                        T* total, Index* largest) {
+                        T* total, T* peak, Index* largest) {
   const Problem problem{x, mu, log_weights, parameters, n_samples, n_components, n_features};
   const int64_t groups = (n_samples + GROUP - 1) / GROUP;
 #pragma omp parallel num_threads(threads)
   {
     std::vector<T> tile(n_features * GROUP), scores(CHUNK * GROUP);
-    T tops[GROUP], totals[GROUP];
+    T tops[GROUP], totals[GROUP], peaks[GROUP];
     double values[GROUP];
     Index nearest[GROUP];
     Parameters p;
@@ -252,12 +272,13 @@ extern "C" void forward(const T* x, const T* mu, const double* log_weights, cons
       const int64_t count = std::min(GROUP, n_samples - group * GROUP);
       if (!MEANS)
         for (int64_t n = 0; n < count; n += wide::LANES)
-          log_partition(problem, tile.data() + n, GROUP, nearest + n, tops + n, totals + n).store(values + n);
+          log_partition(problem, tile.data() + n, GROUP, nearest + n, tops + n, totals + n, peaks + n).store(values + n);
       for (int64_t n = 0; n < count; ++n) {
         if (MEANS)
           largest[group * GROUP + n] = nearest[n];
         else
           value[group * GROUP + n] = T(values[n]);
+        if (PEAKS) peak[group * GROUP + n] = peaks[n];
         top[group * GROUP + n] = tops[n];
         total[group * GROUP + n] = totals[n];
       }
@@ -287,6 +308,7 @@ struct Tile {
   const T* x;      // [D, width]
   const T* scale;  // [width]: g/total, or 1/total for a mean
   const T* top;    // [width], finite
+  const T* peak;   // [width], times 2^LIFT
   T* weights;      // [CHUNK, width]: 2^LIFT g·r, times what the shape's slope is the same for in all features
   const T* nothing;  // [width]: the weights of a component beyond the end
   const T* near;     // [K, D]: μ, or 0 where that is infinite; such a component has weight 0, and 0·∞ is 0 here
@@ -338,7 +360,10 @@ inline void responsibilities(const Problem& problem, const Values& values, const
     pairs(problem, tile.x + n, tile.width, k, end, p,
           [&](int64_t component, int64_t j, V pair, V score, Parameters& own) {
       const int64_t i = component - k, at = n + j * LANES;
-      V r = exponential<LIFT>(score - V::loadu(tile.top + at)) * V::loadu(tile.scale + at);
+      const V gap = score - V::loadu(tile.top + at);
+      V r = exponential<LIFT>(gap);
+      if (PEAKS) r = ignore(r, gap == V(0), V::loadu(tile.peak + at));
+      r = r * V::loadu(tile.scale + at);
       if (MEANS) {
         r.store(tile.shares + (component - first) * tile.width + at);
         r = ignore(r * towards[i][j], r == V(0), V(0));
@@ -495,18 +520,18 @@ inline void load_origins(const Values& values, int64_t N, int64_t start, int64_t
 }
 
 template <bool WithParameters>
-void gradients(const Problem& problem, const Values& values, const T* near, const T* top, const T* total, const T* grad,
-               int64_t segments, int32_t threads, T* towards_x, const Sums& all) {
+void gradients(const Problem& problem, const Values& values, const T* near, const T* top, const T* total, const T* peak,
+               const T* grad, int64_t segments, int32_t threads, T* towards_x, const Sums& all) {
   const int64_t N = problem.n_samples, K = problem.n_components, D = problem.n_features, E = values.n_features;
   const int64_t width = tile_width(D + 2 * E), tiles = (N + width - 1) / width;
   const int64_t per_parameter = SHAPE == FEATURES ? K * D : K;
   constexpr bool SLOPES_HAVE_SHARES = WithParameters && SHAPE == FEATURES;
 #pragma omp parallel num_threads(threads)
   {
-    std::vector<T> x(D * width), weights((CHUNK + 1) * width), scale(width), highest(width);
+    std::vector<T> x(D * width), weights((CHUNK + 1) * width), scale(width), highest(width), peaks(PEAKS ? width : 0);
     std::vector<T> sum(D * width);
     std::vector<T> origins(E * width), towards(E * width), level(width), shares(MEANS ? CHUNK * width : 0);
-    const Tile tile{x.data(), scale.data(), highest.data(), weights.data(), weights.data() + CHUNK * width, near, width,
+    const Tile tile{x.data(), scale.data(), highest.data(), peaks.data(), weights.data(), weights.data() + CHUNK * width, near, width,
                     origins.data(), towards.data(), level.data(), shares.data()};
     Parameters p;
     load_scalars(problem, p);
@@ -523,6 +548,7 @@ void gradients(const Problem& problem, const Values& values, const T* near, cons
         for (int64_t n = 0; n < width; ++n) {
           const T shift = top[std::min(start + n, N - 1)];
           highest[n] = std::isinf(shift) ? T(0) : shift;
+          if (PEAKS) peaks[n] = peak[std::min(start + n, N - 1)] * T(int64_t(1) << LIFT);
           scale[n] = n < count ? (MEANS ? T(1) : grad[start + n]) / total[start + n] : T(0);
         }
         if (MEANS) {
@@ -560,11 +586,11 @@ void gradients(const Problem& problem, const Values& values, const T* near, cons
 // towards_values may be null: they are not computed then.
 extern "C" void backward(const T* x, const T* mu, const double* log_weights, const T* const* parameters, int64_t n_samples,
                          int64_t n_components, int64_t n_features, int32_t threads, const T* near, const T* top,
-                         const T* total, const T* grad, int64_t segments, T* towards_x, double* towards_mu,
+                         const T* total, const T* peak, const T* grad, int64_t segments, T* towards_x, double* towards_mu,
                          double* towards_log_weights, double* towards_parameters, const T* values, const T* bounded,
                          const Index* nearest, const T* residuals, int64_t n_values, double* towards_values) {
   const Problem problem{x, mu, log_weights, parameters, n_samples, n_components, n_features};
   const auto chosen = towards_parameters ? gradients<true> : gradients<false>;
-  chosen(problem, Values{values, bounded, nearest, residuals, n_values}, near, top, total, grad, segments, threads,
-         towards_x, Sums{towards_mu, towards_log_weights, towards_parameters, towards_values});
+  chosen(problem, Values{values, bounded, nearest, residuals, n_values}, near, top, total, peak, grad, segments,
+         threads, towards_x, Sums{towards_mu, towards_log_weights, towards_parameters, towards_values});
 }

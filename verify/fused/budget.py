@@ -18,6 +18,7 @@ from implicit_em.fused.program import Program
 from verify.fused.means import Means
 from verify.fused.problems import Problem
 from verify.fused.truth import MEAN
+from verify.fused.weights import Weights
 from verify.rounded import Arithmetic, Rounded, TorchFunctions, arithmetic_of, gradients, run, run_program
 from verify.subject import Subject
 
@@ -29,6 +30,8 @@ BLOCK = 8
 CHUNK = 32
 # The exponentials of a chunk: so many sums side by side. Sums of chunks carry what rounding takes from them.
 STRANDS = 4
+# How far the largest score may be off to be corrected wholly: where it is further off, so are the others.
+CORRECTED = 1
 # Sums over samples: those of a tile in the format, in vectors of 32 bytes or more whose lanes add up in halves; sums of
 # tiles in float64.
 LONGEST_TILE = 512
@@ -147,18 +150,12 @@ class Loops:
         impossible = np.broadcast_to(self.problem.impossible, scores.low.shape)
         low, high = (np.where(impossible, -np.inf, side) for side in (scores.low, scores.high))
         top = Rounded(self.arithmetic, low.max(-1), high.max(-1))
-        # The largest score is among the others: what it is taken from itself leaves 0.
-        gap = scores - _wide(top)
-        gap = Rounded(self.arithmetic, gap.low, np.minimum(gap.high, 0))
-        weights = _absent(gap.rising("fused_exp", np.exp, lambda y: y), impossible)
-        total = self.summed(self.rescaled(weights), -1, self.over_exponentials)
-        total = Rounded(self.arithmetic, np.maximum(total.low, 1), total.high)
-        share = _absent(self.lifted(gap), impossible) * (
-            self.arithmetic.point(self.problem.towards[:, None]) / _wide(total)
-        )
-        means, towards = Means(self, scores, top, impossible), self.problem.towards_mean[:, None]
+        weights = Weights(self, scores, top, impossible)
+        peaked = scores if wide is None else self.with_peak(scores, top, impossible, wide)
+        share = Weights(self, peaked, top, impossible).shares() * self.arithmetic.point(self.problem.towards[:, None])
+        means, towards = Means(self, weights, scores, top, impossible), self.problem.towards_mean[:, None]
         own = {
-            "values": self.summed(_wide(means.shares) * self.arithmetic.point(towards), 0, self.over_samples),
+            "values": self.summed(_wide(weights.shares()) * self.arithmetic.point(towards), 0, self.over_samples),
             **self.towards_scores(means.towards_scores, impossible, means),
         }
         return {
@@ -198,11 +195,15 @@ class Loops:
             found[name] = self.rounded_once(total)
         return found
 
-    def lifted(self, gap: Rounded) -> Rounded:
-        """e^gap in gradients, where it is 0 only below the smallest number, and not below the smallest normal one."""
-        relative, _, _ = self.arithmetic.rounding("fused_exp")
-        low, high = np.exp(gap.low) * (1 - relative), np.exp(gap.high) * (1 + relative)
-        return Rounded(self.arithmetic, np.where(low < self.arithmetic.fmt.min_subnormal, 0, low), high)
+    def with_peak(self, scores: Rounded, top: Rounded, impossible: Any, wide: Loops) -> Rounded:
+        """The scores, and in place of the largest one what it is when worked out again."""
+        exact, can_be_top = wide.scores(), ~impossible & (scores.high >= top.low[:, None])
+        is_exact = can_be_top & (can_be_top.sum(-1, keepdims=True) == 1)
+        is_exact &= np.maximum(exact.high - scores.low, scores.high - exact.low) <= CORRECTED
+        low = np.where(can_be_top, np.minimum(scores.low, exact.low), scores.low)
+        high = np.where(can_be_top, np.maximum(scores.high, exact.high), scores.high)
+        low, high = np.where(is_exact, exact.low, low), np.where(is_exact, exact.high, high)
+        return Rounded(self.arithmetic, low, high)
 
     def log_partition(self, scores: Rounded, top: Rounded, impossible: Any, wide: Loops | None) -> Rounded:
         """log Σ exp(score), whichever score was the largest, with its exact value in its place where there is one.
@@ -221,8 +222,7 @@ class Loops:
         size = self.gamma(self.over_exponentials) * most.sum(-1)
         low, high = least.sum(-1) - size, most.sum(-1) + size
         if wide is not None:
-            exact = wide.scores()
-            can_be_top = ~impossible & (scores.high >= reference)
+            exact, can_be_top = wide.scores(), ~impossible & (scores.high >= reference)
             gained = [
                 np.where(can_be_top, np.exp(end - reference) - usual, sign * np.inf)
                 for end, usual, sign in ((exact.low, least, 1), (exact.high, most, -1))
@@ -230,15 +230,17 @@ class Loops:
             low, high = low + gained[0].min(-1), high + gained[1].max(-1)
         least_log, most_log, reference = np.log(low), np.log(high), reference[:, 0]
         # The logarithm is taken of a sum between 1 and the number of components.
-        size = np.log(np.longdouble(scores.low.shape[-1])) + np.maximum(np.abs(least_log), np.abs(most_log))
+        largest = np.log(np.longdouble(scores.low.shape[-1]))
+        size = largest + np.maximum(np.abs(least_log), np.abs(most_log))
         room = size * self.arithmetic.rounding("log")[0] if wide is None else (size + np.abs(reference)) * WIDE_ROOM
-        ends = reference + least_log - room, reference + most_log + room
-        return Rounded(self.arithmetic, *self.arithmetic.widen("add", *ends))
-
-    def rescaled(self, weights: Rounded) -> Rounded:
-        """Weights that were multiplied by exp(old top − new top) after each chunk."""
-        room = self.rescaling(-np.log(np.maximum(weights.low, self.arithmetic.fmt.min_normal)))
-        return Rounded(self.arithmetic, weights.low * (1 - room), weights.high * (1 + room))
+        low, high = reference + least_log - room, reference + most_log + room
+        if wide is not None:
+            # Others are moved along by what is left of the largest score's error; that logarithm errs by less than 1.
+            error = np.maximum(exact.high - scores.low, scores.high - exact.low)
+            error = np.where(can_be_top, error, 0).max(-1)
+            low = np.where(error > CORRECTED, top.low - error - 1, low)
+            high = np.where(error > CORRECTED, top.high + largest + error + 1, high)
+        return Rounded(self.arithmetic, *self.arithmetic.widen("add", low, high))
 
     def rescaling(self, gap: Any) -> Any:
         """What the factors exp(old top − new top), one after each chunk, err together, relatively.

@@ -11,6 +11,7 @@ from verify.rounded import Rounded
 
 if TYPE_CHECKING:
     from verify.fused.budget import Loops
+    from verify.fused.weights import Weights
 
 
 class Means:
@@ -20,51 +21,41 @@ class Means:
     as values agree: a mean is off by Σ_k r ε (v − m)/Σ_k r (1 + ε). All else is rounding of differences from an origin.
     """
 
-    def __init__(self, loops: Loops, scores: Rounded, top: Rounded, impossible: Any) -> None:
-        self.loops, self.arithmetic, self.gamma = loops, loops.arithmetic, loops.gamma
+    def __init__(self, loops: Loops, weights: Weights, scores: Rounded, top: Rounded, impossible: Any) -> None:
+        self.loops, self.weights, self.arithmetic, self.gamma = loops, weights, loops.arithmetic, loops.gamma
         problem, self.unit = loops.problem, self.arithmetic.fmt.unit_roundoff
-        middle = np.where(impossible, -np.inf, scores.low / 2 + scores.high / 2)
-        half = np.where(impossible, 0, scores.high / 2 - scores.low / 2)
-        share = np.exp(middle - middle.max(-1, keepdims=True))
-        self.share = share / share.sum(-1, keepdims=True)
-        # ε, and what the sum of all weights then is at least, as a factor.
-        self.less, self.more = np.expm1(-half), np.expm1(half)
-        self.least = 1 + (self.share * self.less).sum(-1, keepdims=True)
         # Any component that may have the largest score may be the origin.
         values = np.asarray(problem.bounded, np.longdouble)
-        self.origin = values[middle.argmax(-1)]
+        self.origin = values[weights.middle.argmax(-1)]
         self.gap = values - self.origin[:, None]
         is_origin = ~impossible & (scores.high >= top.low[:, None])
         spread = (np.abs(self.gap) * is_origin[..., None]).max(1)
         self.size = np.abs(self.gap) + spread[:, None]
-        self.rest = (self.share[..., None] * self.gap).sum(1)
+        self.rest = (weights.share[..., None] * self.gap).sum(1)
         self.of_scores = self.drift(self.gap, self.rest)
-        # The largest that a weight may be, and what its exponential errs, its exponent having been rounded.
-        self.most = self.share * (1 + self.more) / self.least
-        relative, floor, _ = self.arithmetic.rounding("fused_exp")
-        below = np.where(impossible, 0, top.high[:, None] - scores.low)
-        below = np.minimum(below, -np.log(np.longdouble(self.arithmetic.fmt.min_subnormal)))
-        self.floor = floor + self.arithmetic.fmt.min_subnormal
-        self.noise = relative + below * self.unit
-        of_total = (self.most * (self.noise + loops.rescaling(below)) + self.floor).sum(-1)
-        self.of_total = of_total + self.gamma(loops.over_exponentials)
-        # Products of roundings, relative to these.
-        self.slack = 2 * self.of_total.max()
         # A term's product, difference and sums; then the quotient.
-        rounding = self.most * (self.noise + self.gamma(loops.over_components + 1)) + self.floor
+        rounding = (
+            self.weights.ends[1] * (self.weights.noise + self.gamma(loops.over_components + 1)) + self.weights.floor
+        )
         self.of_rest = (rounding[..., None] * self.size).sum(1)
         self.largest_rest = np.abs(self.rest) + _size(*self.of_scores) + spread + self.of_rest
-        self.of_rest += self.largest_rest * (self.of_total + self.unit)[:, None] * (1 + self.slack) + self.floor
+        self.of_rest += (
+            self.largest_rest * (self.weights.of_total + self.unit)[:, None] * (1 + self.weights.slack)
+            + self.weights.floor
+        )
         self.largest_rest += self.of_rest
         self.towards = np.asarray(problem.towards_mean, np.longdouble)
 
     def drift(self, gap: Any, mean: Any) -> tuple[Any, Any]:
         """What errors of the scores add to Σ_k r · gap, whose axes are [sample, component, ...]."""
         share, less, more, least = (
-            _trailing(each, gap.ndim) for each in (self.share, self.less, self.more, self.least)
+            _trailing(each, gap.ndim)
+            for each in (self.weights.share, self.weights.less, self.weights.more, self.weights.least)
         )
         ends = [share * factor * (gap - mean[:, None]) / least for factor in (less, more)]
-        return np.minimum(*ends).sum(1), np.maximum(*ends).sum(1)
+        # What is averaged is never left, however far scores are off.
+        low, high = np.minimum(*ends).sum(1), np.maximum(*ends).sum(1)
+        return np.fmax(low, gap.min(1) - mean), np.fmin(high, gap.max(1) - mean)
 
     def mean(self) -> Rounded:
         less, more = self.of_scores
@@ -72,42 +63,31 @@ class Means:
         return Rounded(self.arithmetic, *self.arithmetic.widen("add", *ends))
 
     @cached_property
-    def shares(self) -> Rounded:
-        """r: a component's own ε against those of all others."""
-        ends = []
-        for own, others, sign in ((self.less, self.more, -1), (self.more, self.less, 1)):
-            weight, rest = self.share * (1 + own), self.share * (1 + others)
-            exact = weight / (weight + np.maximum(rest.sum(-1, keepdims=True) - rest, 0))
-            room = self.noise + self.of_total[:, None] + 2 * self.unit
-            ends.append(exact * (1 + sign * room * (1 + self.slack)) + sign * self.arithmetic.fmt.min_subnormal)
-        return Rounded(self.arithmetic, np.maximum(ends[0], 0), ends[1])
-
-    @cached_property
     def pull(self) -> Any:
         """G·v − G·m."""
         pull = (self.towards[:, None] * self.gap).sum(-1)
-        return pull - (self.share * pull).sum(-1, keepdims=True)
+        return pull - (self.weights.share * pull).sum(-1, keepdims=True)
 
     @cached_property
     def of_pull(self) -> Any:
         """What a pull's own rounding comes to, and that of the mean in it."""
         sizes = np.abs(self.towards)
         level = (sizes * self.largest_rest).sum(-1)
-        room = (sizes[:, None] * self.size).sum(-1) * self.gamma(self.loops.over_values) + self.floor
+        room = (sizes[:, None] * self.size).sum(-1) * self.gamma(self.loops.over_values) + self.weights.floor
         return room + (level * self.gamma(self.loops.over_values + 1) + (sizes * self.of_rest).sum(-1))[:, None]
 
     @cached_property
     def towards_scores(self) -> Rounded:
         less, more = self.drift(self.pull, np.zeros(len(self.pull)))
         ends = self.pull - more[:, None] - self.of_pull, self.pull - less[:, None] + self.of_pull
-        return self.shares * Rounded(self.arithmetic, *ends)
+        return self.weights.shares() * Rounded(self.arithmetic, *ends)
 
     @cached_property
     def fixed_towards_scores(self) -> Rounded:
         """The same of exact scores and an exact sum of weights: `spread` has what these err."""
-        room = self.share * (self.noise + 2 * self.unit) + self.arithmetic.fmt.min_subnormal
-        room = (room * np.abs(self.pull) + self.most * self.of_pull) * (1 + self.slack)
-        ends = self.share * self.pull - room, self.share * self.pull + room
+        room = self.weights.share * (self.weights.noise + 2 * self.unit) + self.arithmetic.fmt.min_subnormal
+        room = (room * np.abs(self.pull) + self.weights.ends[1] * self.of_pull) * (1 + self.weights.slack)
+        ends = self.weights.share * self.pull - room, self.weights.share * self.pull + room
         return Rounded(self.arithmetic, *self.arithmetic.widen("mul", *ends))
 
     def spread(self, slopes: Rounded) -> tuple[Any, Any]:
@@ -117,7 +97,7 @@ class Means:
         from the exact one by the drift of (G·v − G·m)(s − s̄), less the product of the drifts of both.
         """
         axes = slopes.low.ndim
-        share, pull = _trailing(self.share, axes), _trailing(self.pull, axes)
+        share, pull = _trailing(self.weights.share, axes), _trailing(self.pull, axes)
         middle, half = slopes.low / 2 + slopes.high / 2, slopes.high / 2 - slopes.low / 2
         mean = (share * middle).sum(1)
         product = pull * (middle - mean[:, None])
@@ -125,11 +105,13 @@ class Means:
         less, more = self.drift(product, exact)
         room = _size(*self.drift(pull, np.zeros_like(exact))) * _size(*self.drift(middle, mean))
         # Slopes err, too, and terms are rounded: in proportion to r (G·v − G·m), which errors of scores change.
-        whole, of_total = self.towards_scores, self.of_total[:, None]
+        whole, of_total = self.towards_scores, self.weights.of_total[:, None]
         changed = _trailing(whole.high - whole.low + of_total * _size(whole.low, whole.high), axes)
-        rounding = _trailing(self.noise + self.gamma(self.loops.over_samples + self.loops.over_components), axes)
+        rounding = _trailing(
+            self.weights.noise + self.gamma(self.loops.over_samples + self.loops.over_components), axes
+        )
         room += (changed * (half + rounding * _size(slopes.low, slopes.high))).sum(1)
-        room += _trailing(self.of_total, axes - 1) * (np.abs(exact) + _size(less, more) + room)
+        room += _trailing(self.weights.of_total, axes - 1) * (np.abs(exact) + _size(less, more) + room)
         return less - room, more + room
 
 
