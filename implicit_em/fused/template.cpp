@@ -192,8 +192,9 @@ inline wide::V wide_scores(const Problem& problem, const T* tile, int64_t width,
 // L of wide::LANES samples from the largest score and Σ exp(score − largest).
 //
 // The rounding of the largest score is most of what L errs, where one component has most of a sample. So that one score is
-// worked out again in float64. Its exponential, the peak, takes the place of the 1 that stands for it in the sum. Where scores
-// are so large that they err by more than CORRECTED, the others are taken to err alike.
+// worked out again in float64. Its exponential, the peak, takes the place of the 1 that stands for it in the sum, and for
+// each score that is equal: `peak` comes as their number. Where scores are so large that they err by more than CORRECTED, all
+// others are taken to err alike.
 inline wide::V log_partition(const Problem& problem, const T* tile, int64_t width, const Index* nearest, const T* top,
                              T* total, T* peak) {
   const wide::V none(-std::numeric_limits<double>::infinity());
@@ -202,9 +203,9 @@ inline wide::V log_partition(const Problem& problem, const T* tile, int64_t widt
   if (IS_NARROW) {
     const wide::V error = wide_scores(problem, tile, width, nearest) - highest;
     const wide::V corrected = at::vec::clamp(error, wide::V(-CORRECTED), wide::V(CORRECTED));
-    const wide::V more = corrected.expm1();
+    const wide::V more = corrected.expm1(), ties = widened([&](int64_t i) { return peak[i]; });
     highest = highest + (error - corrected);
-    sum = sum + more;
+    sum = sum + ties * more;
     double sums[wide::LANES], mores[wide::LANES];
     sum.store(sums);
     more.store(mores);
@@ -234,7 +235,7 @@ extern "C" void forward(const T* x, const T* mu, const double* log_weights, cons
 #pragma omp for schedule(static)
     for (int64_t group = 0; group < groups; ++group) {
       load_tile(x, n_samples, n_features, group * GROUP, GROUP, tile.data());
-      V highest[VECTORS], sum[VECTORS], lost[VECTORS];
+      V highest[VECTORS], sum[VECTORS], lost[VECTORS], ties[VECTORS];
       Bits best[VECTORS];
       for (int64_t j = 0; j < VECTORS; ++j) {
         highest[j] = V(-std::numeric_limits<T>::infinity());
@@ -262,10 +263,20 @@ extern "C" void forward(const T* x, const T* mu, const double* log_weights, cons
           sum[j] = sum[j] * factor;
           lost[j] = lost[j] * factor;
           add((parts[0] + parts[1]) + (parts[2] + parts[3]), sum[j], lost[j]);
+          if (!PEAKS) continue;
+          // Where two scores are the largest the sum is 2 at least.
+          if ((sum[j] < V(2)).zero_mask() == 0) {
+            ties[j] = V(1);
+            continue;
+          }
+          ties[j] = ignore(ties[j], before[j] != highest[j], V(0));
+          for (int64_t k = 0; k < end - first; ++k)
+            ties[j] = ties[j] + ignore(V(0), V::loadu(scores.data() + k * GROUP + j * LANES) == highest[j], V(1));
         }
       }
       for (int64_t j = 0; j < VECTORS; ++j) {
         highest[j].store(tops + j * LANES);
+        if (PEAKS) ties[j].store(peaks + j * LANES);
         (sum[j] + lost[j]).store(totals + j * LANES);
         best[j].store(nearest + j * LANES);
       }

@@ -151,7 +151,7 @@ class Loops:
         low, high = (np.where(impossible, -np.inf, side) for side in (scores.low, scores.high))
         top = Rounded(self.arithmetic, low.max(-1), high.max(-1))
         weights = Weights(self, scores, top, impossible)
-        peaked = scores if wide is None else self.with_peak(scores, top, impossible, wide)
+        peaked, *known = (scores, None, None) if wide is None else self.with_peak(scores, top, impossible, wide)
         share = Weights(self, peaked, top, impossible).shares() * self.arithmetic.point(self.problem.towards[:, None])
         means, towards = Means(self, weights, scores, top, impossible), self.problem.towards_mean[:, None]
         own = {
@@ -159,7 +159,7 @@ class Loops:
             **self.towards_scores(means.towards_scores, impossible, means),
         }
         return {
-            "log_partition": self.log_partition(scores, top, impossible, wide),
+            "log_partition": self.log_partition(peaked, top, impossible, *known),
             **self.towards_scores(share, impossible),
             MEAN: means.mean(),
             **{f"{MEAN}/{name}": value for name, value in own.items()},
@@ -195,51 +195,49 @@ class Loops:
             found[name] = self.rounded_once(total)
         return found
 
-    def with_peak(self, scores: Rounded, top: Rounded, impossible: Any, wide: Loops) -> Rounded:
-        """The scores, and in place of the largest one what it is when worked out again."""
-        exact, can_be_top = wide.scores(), ~impossible & (scores.high >= top.low[:, None])
-        is_exact = can_be_top & (can_be_top.sum(-1, keepdims=True) == 1)
-        is_exact &= np.maximum(exact.high - scores.low, scores.high - exact.low) <= CORRECTED
-        low = np.where(can_be_top, np.minimum(scores.low, exact.low), scores.low)
-        high = np.where(can_be_top, np.maximum(scores.high, exact.high), scores.high)
-        low, high = np.where(is_exact, exact.low, low), np.where(is_exact, exact.high, high)
-        return Rounded(self.arithmetic, low, high)
+    def with_peak(self, scores: Rounded, top: Rounded, impossible: Any, wide: Loops) -> tuple[Rounded, Any, Any]:
+        """The scores with the largest as it is when worked out again; where that is certain, and how far off it was.
 
-    def log_partition(self, scores: Rounded, top: Rounded, impossible: Any, wide: Loops | None) -> Rounded:
-        """log Σ exp(score), whichever score was the largest, with its exact value in its place where there is one.
+        Scores that are equal to the largest take its place, too. Where it is far off, so may be what it is then.
+        """
+        exact, can_be_top = wide.scores(), ~impossible & (scores.high >= top.low[:, None])
+        off = np.where(can_be_top, np.maximum(exact.high - scores.low, scores.high - exact.low), 0).max(-1)
+        is_exact = can_be_top & (can_be_top.sum(-1, keepdims=True) == 1) & (off <= CORRECTED)[:, None]
+        least = np.where(can_be_top, exact.low, np.inf).min(-1, keepdims=True)
+        most = np.where(can_be_top, exact.high, -np.inf).max(-1, keepdims=True)
+        low = np.where(can_be_top, np.minimum(scores.low, least), scores.low)
+        high = np.where(can_be_top, np.maximum(scores.high, most), scores.high)
+        low, high = np.where(is_exact, exact.low, low), np.where(is_exact, exact.high, high)
+        return Rounded(self.arithmetic, low, high), is_exact, off
+
+    def log_partition(self, scores: Rounded, top: Rounded, impossible: Any, is_exact: Any, off: Any) -> Rounded:
+        """log Σ exp(score); the last two as `with_peak` gives them, or None where no score is worked out again.
 
         The largest score is taken from all and added again, so what it errs cancels: terms are of exp(score) itself.
         """
         unit = self.arithmetic.fmt.unit_roundoff
         relative, floor, _ = self.arithmetic.rounding("fused_exp")
         reference = top.low[:, None]
-        gap = np.maximum(top.high[:, None] - scores.low, scores.high - reference)
+        gap = np.maximum(np.maximum(top.high[:, None] - scores.low, scores.high - reference), 0)
         room = self.rescaling(gap) + relative + gap * unit
         least, most = np.exp(scores.low - reference), np.exp(scores.high - reference)
         flushed = floor * np.exp(top.high[:, None] - reference)
+        if is_exact is not None:
+            room, flushed = np.where(is_exact, 0, room), np.where(is_exact, 0, flushed)
         least, most = np.maximum(least * (1 - room) - flushed, 0), most * (1 + room)
         least, most = (np.where(impossible, 0, side) for side in (least, most))
         size = self.gamma(self.over_exponentials) * most.sum(-1)
-        low, high = least.sum(-1) - size, most.sum(-1) + size
-        if wide is not None:
-            exact, can_be_top = wide.scores(), ~impossible & (scores.high >= reference)
-            gained = [
-                np.where(can_be_top, np.exp(end - reference) - usual, sign * np.inf)
-                for end, usual, sign in ((exact.low, least, 1), (exact.high, most, -1))
-            ]
-            low, high = low + gained[0].min(-1), high + gained[1].max(-1)
-        least_log, most_log, reference = np.log(low), np.log(high), reference[:, 0]
+        least_log, most_log, reference = np.log(least.sum(-1) - size), np.log(most.sum(-1) + size), reference[:, 0]
         # The logarithm is taken of a sum between 1 and the number of components.
         largest = np.log(np.longdouble(scores.low.shape[-1]))
         size = largest + np.maximum(np.abs(least_log), np.abs(most_log))
-        room = size * self.arithmetic.rounding("log")[0] if wide is None else (size + np.abs(reference)) * WIDE_ROOM
+        is_wide = is_exact is not None
+        room = (size + np.abs(reference)) * WIDE_ROOM if is_wide else size * self.arithmetic.rounding("log")[0]
         low, high = reference + least_log - room, reference + most_log + room
-        if wide is not None:
+        if is_wide:
             # Others are moved along by what is left of the largest score's error; that logarithm errs by less than 1.
-            error = np.maximum(exact.high - scores.low, scores.high - exact.low)
-            error = np.where(can_be_top, error, 0).max(-1)
-            low = np.where(error > CORRECTED, top.low - error - 1, low)
-            high = np.where(error > CORRECTED, top.high + largest + error + 1, high)
+            low = np.where(off > CORRECTED, top.low - off - 1, low)
+            high = np.where(off > CORRECTED, top.high + largest + off + 1, high)
         return Rounded(self.arithmetic, *self.arithmetic.widen("add", low, high))
 
     def rescaling(self, gap: Any) -> Any:
