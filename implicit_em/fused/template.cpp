@@ -217,6 +217,24 @@ inline wide::V log_partition(const Problem& problem, const T* tile, int64_t widt
   return wide::V::blendv(highest + sum.log(), none, impossible);
 }
 
+// How many scores of each sample of a group are the largest; mostly one, and then the second largest is another.
+inline void count_largest(const Problem& problem, const T* tile, const V (&highest)[VECTORS], const V (&second)[VECTORS],
+                          Parameters& p, T* counts) {
+  bool is_shared = false;
+  for (int64_t j = 0; j < VECTORS; ++j) {
+    V(1).store(counts + j * LANES);
+    is_shared = is_shared || (highest[j] != second[j]).zero_mask();
+  }
+  if (!is_shared) return;
+  V found[VECTORS];
+  for (int64_t j = 0; j < VECTORS; ++j) found[j] = V(0);
+  for (int64_t k = 0; k < problem.n_components; k += ROWS)
+    pairs(problem, tile, GROUP, k, problem.n_components, p, [&](int64_t, int64_t j, V, V score, Parameters&) {
+      found[j] = found[j] + ignore(V(0), score == highest[j], V(1));
+    });
+  for (int64_t j = 0; j < VECTORS; ++j) found[j].store(counts + j * LANES);
+}
+
 // For each sample L, its largest score, Σ exp(score − largest) and, in float32, the peak; for a posterior mean, which score is
 // the largest instead of L and the peak.
 extern "C" void forward(const T* x, const T* mu, const double* log_weights, const T* const* parameters,
@@ -235,10 +253,10 @@ extern "C" void forward(const T* x, const T* mu, const double* log_weights, cons
 #pragma omp for schedule(static)
     for (int64_t group = 0; group < groups; ++group) {
       load_tile(x, n_samples, n_features, group * GROUP, GROUP, tile.data());
-      V highest[VECTORS], sum[VECTORS], lost[VECTORS], ties[VECTORS];
+      V highest[VECTORS], second[VECTORS], sum[VECTORS], lost[VECTORS];
       Bits best[VECTORS];
       for (int64_t j = 0; j < VECTORS; ++j) {
-        highest[j] = V(-std::numeric_limits<T>::infinity());
+        highest[j] = second[j] = V(-std::numeric_limits<T>::infinity());
         sum[j] = lost[j] = V(0);
         best[j] = Bits(0);
       }
@@ -249,6 +267,7 @@ extern "C" void forward(const T* x, const T* mu, const double* log_weights, cons
         for (int64_t k = first; k < end; k += ROWS)
           pairs(problem, tile.data(), GROUP, k, end, p, [&](int64_t component, int64_t j, V, V score, Parameters&) {
             if (IS_NARROW || MEANS) best[j] = Bits::blendv(best[j], Bits(Index(component)), bits(score > highest[j]));
+            if (PEAKS) second[j] = at::vec::clamp_min(at::vec::clamp_max(score, highest[j]), second[j]);
             highest[j] = at::vec::clamp_min(score, highest[j]);
             score.store(scores.data() + (component - first) * GROUP + j * LANES);
           });
@@ -263,23 +282,14 @@ extern "C" void forward(const T* x, const T* mu, const double* log_weights, cons
           sum[j] = sum[j] * factor;
           lost[j] = lost[j] * factor;
           add((parts[0] + parts[1]) + (parts[2] + parts[3]), sum[j], lost[j]);
-          if (!PEAKS) continue;
-          // Where two scores are the largest the sum is 2 at least.
-          if ((sum[j] < V(2)).zero_mask() == 0) {
-            ties[j] = V(1);
-            continue;
-          }
-          ties[j] = ignore(ties[j], before[j] != highest[j], V(0));
-          for (int64_t k = 0; k < end - first; ++k)
-            ties[j] = ties[j] + ignore(V(0), V::loadu(scores.data() + k * GROUP + j * LANES) == highest[j], V(1));
         }
       }
       for (int64_t j = 0; j < VECTORS; ++j) {
         highest[j].store(tops + j * LANES);
-        if (PEAKS) ties[j].store(peaks + j * LANES);
         (sum[j] + lost[j]).store(totals + j * LANES);
         best[j].store(nearest + j * LANES);
       }
+      if (PEAKS) count_largest(problem, tile.data(), highest, second, p, peaks);
       const int64_t count = std::min(GROUP, n_samples - group * GROUP);
       if (!MEANS)
         for (int64_t n = 0; n < count; n += wide::LANES)
