@@ -151,11 +151,14 @@ class Loops:
         low, high = (np.where(impossible, -np.inf, side) for side in (scores.low, scores.high))
         top = Rounded(self.arithmetic, low.max(-1), high.max(-1))
         weights = Weights(self, scores, top, impossible)
-        peaked, *known = (scores, None, None) if wide is None else self.with_peak(scores, top, impossible, wide)
-        share = Weights(self, peaked, top, impossible).shares() * self.arithmetic.point(self.problem.towards[:, None])
+        peaked, known, with_peak = scores, [None, None], weights
+        if wide is not None:
+            peaked, *known = self.with_peak(scores, top, impossible, wide)
+            with_peak = Weights(self, peaked, top, impossible)
+        share = with_peak.shares * self.arithmetic.point(self.problem.towards[:, None])
         means, towards = Means(self, weights, scores, top, impossible), self.problem.towards_mean[:, None]
         own = {
-            "values": self.summed(_wide(weights.shares()) * self.arithmetic.point(towards), 0, self.over_samples),
+            "values": self.summed(_wide(weights.shares) * self.arithmetic.point(towards), 0, self.over_samples),
             **self.towards_scores(means.towards_scores, impossible, means),
         }
         return {

@@ -80,7 +80,7 @@ class Means:
     def towards_scores(self) -> Rounded:
         less, more = self.drift(self.pull, np.zeros(len(self.pull)))
         ends = self.pull - more[:, None] - self.of_pull, self.pull - less[:, None] + self.of_pull
-        return self.weights.shares() * Rounded(self.arithmetic, *ends)
+        return self.weights.shares * Rounded(self.arithmetic, *ends)
 
     @cached_property
     def fixed_towards_scores(self) -> Rounded:

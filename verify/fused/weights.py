@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,6 +48,7 @@ class Weights:
         self.of_total = of_total + loops.gamma(loops.over_exponentials)
         self.slack = 2 * self.of_total.max()
 
+    @cached_property
     def shares(self) -> Rounded:
         """r as it is rounded."""
         room = (self.noise + self.of_total[:, None] + 2 * self.unit) * (1 + self.slack)
