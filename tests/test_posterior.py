@@ -109,13 +109,29 @@ def test_an_infinite_value_with_a_share_is_the_mean(backend: str) -> None:
     assert mean.tolist() == [[torch.inf, 1.5]]
 
 
-def test_an_offset_of_the_values_costs_no_digits() -> None:
+@pytest.mark.parametrize("backend", ["compile", "eager"])
+def test_an_offset_of_the_values_costs_no_digits(backend: str) -> None:
+    """Not even one bit: errors of gradients stay below twice what they are at 0."""
     (x, mu, logits), _ = problem("gaussian", 200, 40, 5)
     single = [each.detach().float().requires_grad_() for each in (x, mu, logits)]
+    wide = [each.detach().double().requires_grad_() for each in single]
     values = torch.randint(-64, 64, (40, 3)) / 64.0
-    near, far = (mean_and_gradients("compile", "gaussian", "radial", single, {}, values + c) for c in (0.0, 2.0**16))
-    for one, other in zip(near[1:], far[1:], strict=True):
-        assert torch.equal(one, other)
+    exact = mean_and_gradients("eager", "gaussian", "radial", wide, {}, values.double())
+    near, far = (mean_and_gradients(backend, "gaussian", "radial", single, {}, values + c) for c in (0.0, 2.0**16))
+    for truth, *found in zip(exact[1:], near[1:], far[1:], strict=True):
+        error, error_far = (float((each.double() - truth).norm()) for each in found)
+        assert error_far < 2 * error
+
+
+def test_shared_by_many_a_mean_is_more_accurate_than_the_plain_formula() -> None:
+    """Where components far apart share a sample, none of them is near the mean."""
+    random = torch.Generator().manual_seed(0)
+    x, mu, values = (torch.randn(size, generator=random) for size in ((300, 16), (256, 16), (256, 16)))
+    params = {"b": torch.tensor(4.0)}
+    plain = ie.responsibilities(ie.lifted_energy("laplace", x, mu, **params)) @ values
+    exact = ie.responsibilities(ie.lifted_energy("laplace", x.double(), mu.double(), **params)) @ values.double()
+    found = ie.mixture_posterior_mean(x, mu, "laplace", values=values, backend="compile", **params)
+    assert (found.double() - exact).norm() < (plain.double() - exact).norm()
 
 
 def test_equal_bits_for_any_number_of_threads_and_any_layout() -> None:

@@ -67,15 +67,15 @@ class Means:
     Attributes:
         values: [component, value].
         top, total: [sample], the largest score and Σ_k exp(score − largest).
-        nearest: [sample], the index of the component with the largest score; its value is the sample's origin.
-        residuals: [sample, value], the mean less its origin.
+        mean: [sample, value], rounded.
+        rest: [sample, value], what the rounding left.
     """
 
     values: Tensor
     top: Tensor
     total: Tensor
-    nearest: Tensor
-    residuals: Tensor
+    mean: Tensor
+    rest: Tensor
 
     @property
     def bounded(self) -> Tensor:
@@ -90,23 +90,22 @@ def mean(
     log_weights: Float[Tensor, " component"],
     parameters: Sequence[Tensor],
     values: Float[Tensor, "component value"],
-) -> tuple[Float[Tensor, "sample value"], Means]:
+) -> Means:
     """Σ_k r_k v_k of each sample; arguments as in `forward`, values of the dtype of `x`, contiguous."""
     (n_samples, _), n_values = x.shape, values.shape[1]
     top, total = x.new_empty(n_samples), x.new_empty(n_samples)
     nearest = x.new_empty(n_samples, dtype=torch.int32 if x.dtype == torch.float32 else torch.int64)
-    result, residuals = x.new_empty(n_samples, n_values), x.new_empty(n_samples, n_values)
-    found = Means(values, top, total, nearest, residuals)
+    found = Means(values, top, total, x.new_empty(n_samples, n_values), x.new_empty(n_samples, n_values))
     library = _library(form, tuple(p.ndim for p in parameters), x.dtype, True)
     problem, bounded = _problem(x, mu, log_weights, parameters), found.bounded
     library.forward(*problem, *map(pointer, (None, top, total, None, nearest)))
     library.means(
         *problem,
-        *map(pointer, (top, total, values, bounded, nearest, residuals)),
+        *map(pointer, (top, total, nearest, values, bounded)),
         ctypes.c_int64(n_values),
-        pointer(result),
+        *map(pointer, (found.mean, found.rest)),
     )
-    return result, found
+    return found
 
 
 def backward(
@@ -181,7 +180,7 @@ def _backward(
     own = sums(n_parameters, *per_parameter) if shares else None
     towards_values = sums(n_components, n_values) if means else None
     near = mu.masked_fill(mu.isinf(), 0)
-    given = (means.values, means.bounded, means.nearest, means.residuals) if means else (None,) * 4
+    given = (means.values, means.bounded, means.mean, means.rest) if means else (None,) * 4
     library = _library(form, tuple(p.ndim for p in parameters), x.dtype, means is not None)
     library.backward(
         *_problem(x, mu, log_weights, parameters),

@@ -40,8 +40,8 @@ def mixture_posterior_mean(
         x, mu: points and locations. Differences are formed first, so a common offset costs no digits.
         kernel, lift: as in `lifted_energy`.
         mixing_logits: unnormalized log π_k, finite or −inf; equal weights where None.
-        values: v_k, in any unit; the locations where None. Each sample's are taken from that of its nearest component,
-            so a common offset costs no digits here either. Any value of a component with r = 0 counts as 0.
+        values: v_k, in any unit; the locations where None. A common offset costs no digits here either. Any value of a
+            component with r = 0 counts as 0.
         backend: "compile" or "eager", as in `mixture_log_partition`. None takes "compile" on a CPU where it can, and
             "eager" otherwise, with a warning for want of a C++ compiler. On a CUDA device it warns and runs blocks of
             plain torch, for want of loops.
@@ -91,27 +91,27 @@ def fused(
 class _Fused(torch.autograd.Function):
     """Of contiguous tensors of one dtype, but log_weights of float64.
 
-    Keeps three numbers per sample, and what its mean is from its origin; backward computes the energies again.
+    Keeps two numbers per sample, and its mean with what its rounding left; backward computes the energies again.
     """
 
     @staticmethod
     def forward(
         ctx: Any, form: Form, x: Tensor, mu: Tensor, log_weights: Tensor, values: Tensor, *parameters: Tensor
     ) -> Tensor:
-        mean, found = cpu.mean(form, x, mu, log_weights, parameters, values)
+        found = cpu.mean(form, x, mu, log_weights, parameters, values)
         ctx.form = form
-        kept = (found.top, found.total, found.nearest, found.residuals)
+        kept = (found.top, found.total, found.mean, found.rest)
         ctx.save_for_backward(*kept, x, mu, log_weights, values, *parameters)
-        return mean
+        return found.mean
 
     @staticmethod
     def backward(ctx: Any, *towards: Tensor) -> tuple[Tensor | None, ...]:
-        top, total, nearest, residuals, *inputs = ctx.saved_tensors
+        top, total, mean, rest, *inputs = ctx.saved_tensors
         x, mu, log_weights, values, *parameters = inputs
         (grad,) = towards
         if torch.is_grad_enabled():
             return None, *_again(ctx.form, inputs, grad)
-        means = cpu.Means(values, top, total, nearest, residuals)
+        means = cpu.Means(values, top, total, mean, rest)
         samples, shares = ctx.needs_input_grad[1], any(ctx.needs_input_grad[5:])
         *found, own, towards_values = cpu.mean_backward(
             ctx.form, x, mu, log_weights, parameters, means, grad.contiguous(), samples=samples, shares=shares
@@ -127,10 +127,14 @@ def _again(form: Form, inputs: list[Tensor], grad: Tensor) -> tuple[Tensor | Non
 
 
 def _mean(shares: Float[Tensor, "sample component"], values: Float[Tensor, "component value"]) -> Tensor:
-    """Σ_k r_k v_k, in which any value times 0 is 0."""
+    """Σ_k r_k v_k, in which any value times 0 is 0, and a common offset of values costs no digits."""
     dtype = torch.promote_types(shares.dtype, values.dtype)
     shares, values = shares.to(dtype), values.to(dtype)
-    if bool(values.isfinite().all()):
-        return contract("nk,kv->nv", shares, values)
+    is_finite = values.isfinite()
+    # A few values far away do not move the median, as they would the mean.
+    offset = values.detach().masked_fill(~is_finite, torch.nan).nanmedian(0).values.nan_to_num(0.0)
+    gaps = values - offset
+    if bool(is_finite.all()):
+        return offset + contract("nk,kv->nv", shares, gaps)
     absent = shares[..., None] == 0
-    return (shares[..., None].masked_fill(absent, 0) * torch.where(absent, 0, values)).sum(1)
+    return offset + (shares[..., None].masked_fill(absent, 0) * torch.where(absent, 0, gaps)).sum(1)

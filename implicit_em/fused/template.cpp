@@ -315,13 +315,13 @@ struct Sums {
   double* values;
 };
 
-// What a mean Σ_k r_k v_k is of, and what `means` left of it; nothing for the log-partition.
+// What a mean Σ_k r_k v_k is of, and what it is; nothing for the log-partition.
 struct Values {
-  const T* all;           // [K, E]: v
-  const T* bounded;       // [K, E]: v, or 0 where that is not finite
-  const Index* nearest;   // [N]: the component whose value is a sample's origin
-  const T* residuals;     // [N, E]: the mean, less the origin
-  int64_t n_features;     // E
+  const T* all;        // [K, E]: v
+  const T* bounded;    // [K, E]: v, or 0 where that is not finite
+  const T* mean;       // [N, E], rounded
+  const T* rest;       // [N, E]: what the rounding left
+  int64_t n_features;  // E
 };
 
 // What the samples of one tile and a chunk of components work with.
@@ -334,15 +334,14 @@ struct Tile {
   const T* nothing;  // [width]: the weights of a component beyond the end
   const T* near;     // [K, D]: μ, or 0 where that is infinite; such a component has weight 0, and 0·∞ is 0 here
   int64_t width;
-  // Of a mean m with ∂/∂m = G: its origins and G, [E, width], what G is of the mean less its origin, [width], and r.
-  const T* origins;
+  // Of a mean m with ∂/∂m = G: m, rounded, and G, [E, width], what G is of the rest of m, [width], and r.
+  const T* means;
   const T* towards;
   const T* level;
   T* shares;  // [CHUNK, width], times 2^LIFT
 };
 
-// G·(v − m) for ROWS components from k on, whose values may be given, and one group of samples from n on. It takes the
-// place of g. The origin is the value of the component that has most of a sample: differences from it do not cancel.
+// G·(v − m) for ROWS components from k on and one group of samples from n on. It takes the place of g.
 inline void pulls(const Values& values, const Tile& tile, int64_t n, int64_t k, int64_t end, V (&sums)[ROWS][VECTORS]) {
   const int64_t E = values.n_features;
   for (int64_t i = 0; i < ROWS; ++i)
@@ -354,10 +353,10 @@ inline void pulls(const Values& values, const Tile& tile, int64_t n, int64_t k, 
     for (int64_t e = first; e < std::min(first + BLOCK, E); ++e)
       for (int64_t j = 0; j < VECTORS; ++j) {
         const int64_t at = e * tile.width + n + j * LANES;
-        const V towards = V::loadu(tile.towards + at), origin = V::loadu(tile.origins + at);
+        const V towards = V::loadu(tile.towards + at), mean = V::loadu(tile.means + at);
         for (int64_t i = 0; i < ROWS; ++i) {
           const V value(values.all[std::min(k + i, end - 1) * E + e]);
-          parts[i][j] = at::vec::fmadd(towards, value - origin, parts[i][j]);
+          parts[i][j] = at::vec::fmadd(towards, value - mean, parts[i][j]);
         }
       }
     for (int64_t i = 0; i < ROWS; ++i)
@@ -428,10 +427,10 @@ struct OfPoints {
   static V towards_component(V x, const Arm& arm) { return SHAPE == DOT ? x.neg() : towards_sample(x, arm); }
 };
 
-// In a mean from its origin, o − v, and in ∂/∂v, G.
+// In a mean, m − v as far as it is known, and in ∂/∂v, G.
 struct OfValues {
   static constexpr bool ARE_SLOPES = false;
-  static V towards_sample(V origin, const Arm& arm) { return origin - arm.location; }
+  static V towards_sample(V mean, const Arm& arm) { return mean - arm.location; }
   static V towards_component(V towards, const Arm&) { return towards; }
 };
 
@@ -531,15 +530,6 @@ inline int64_t tile_width(int64_t numbers) {
   return std::min(std::max(fitting, GROUP), LONGEST_TILE);
 }
 
-// The value of each sample's nearest component, [E, width].
-inline void load_origins(const Values& values, int64_t N, int64_t start, int64_t width, T* origins) {
-  const int64_t E = values.n_features;
-  for (int64_t n = 0; n < width; ++n) {
-    const T* row = values.bounded + values.nearest[std::min(start + n, N - 1)] * E;
-    for (int64_t e = 0; e < E; ++e) origins[e * width + n] = row[e];
-  }
-}
-
 template <bool WithParameters>
 void gradients(const Problem& problem, const Values& values, const T* near, const T* top, const T* total, const T* peak,
                const T* grad, int64_t segments, int32_t threads, T* towards_x, const Sums& all) {
@@ -551,9 +541,9 @@ void gradients(const Problem& problem, const Values& values, const T* near, cons
   {
     std::vector<T> x(D * width), weights((CHUNK + 1) * width), scale(width), highest(width), peaks(PEAKS ? width : 0);
     std::vector<T> sum(D * width);
-    std::vector<T> origins(E * width), towards(E * width), level(width), shares(MEANS ? CHUNK * width : 0);
+    std::vector<T> own(E * width), towards(E * width), level(width), shares(MEANS ? CHUNK * width : 0);
     const Tile tile{x.data(), scale.data(), highest.data(), peaks.data(), weights.data(), weights.data() + CHUNK * width, near, width,
-                    origins.data(), towards.data(), level.data(), shares.data()};
+                    own.data(), towards.data(), level.data(), shares.data()};
     Parameters p;
     load_scalars(problem, p);
     // Segments, and not threads, own the sums: the result is the same, bit by bit, for any number of threads.
@@ -574,11 +564,11 @@ void gradients(const Problem& problem, const Values& values, const T* near, cons
         }
         if (MEANS) {
           load_tile(grad, N, E, start, width, towards.data());
-          load_origins(values, N, start, width, origins.data());
+          load_tile(values.mean, N, E, start, width, own.data());
           for (int64_t n = 0; n < width; ++n) {
-            const T* residual = values.residuals + std::min(start + n, N - 1) * E;
+            const T* rest = values.rest + std::min(start + n, N - 1) * E;
             double product = 0;
-            for (int64_t e = 0; e < E; ++e) product += double(towards[e * width + n]) * double(residual[e]);
+            for (int64_t e = 0; e < E; ++e) product += double(towards[e * width + n]) * double(rest[e]);
             level[n] = T(product);
           }
         }
@@ -609,9 +599,9 @@ extern "C" void backward(const T* x, const T* mu, const double* log_weights, con
                          int64_t n_components, int64_t n_features, int32_t threads, const T* near, const T* top,
                          const T* total, const T* peak, const T* grad, int64_t segments, T* towards_x, double* towards_mu,
                          double* towards_log_weights, double* towards_parameters, const T* values, const T* bounded,
-                         const Index* nearest, const T* residuals, int64_t n_values, double* towards_values) {
+                         const T* mean, const T* rest, int64_t n_values, double* towards_values) {
   const Problem problem{x, mu, log_weights, parameters, n_samples, n_components, n_features};
   const auto chosen = towards_parameters ? gradients<true> : gradients<false>;
-  chosen(problem, Values{values, bounded, nearest, residuals, n_values}, near, top, total, peak, grad, segments,
+  chosen(problem, Values{values, bounded, mean, rest, n_values}, near, top, total, peak, grad, segments,
          threads, towards_x, Sums{towards_mu, towards_log_weights, towards_parameters, towards_values});
 }

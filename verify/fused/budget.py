@@ -96,6 +96,7 @@ class Loops:
             self.points = [self.summed(self.x * self.mu, -1, self.over_features)]
         count = problem.mu.shape[0]
         self.over_components = _depth(count, CHUNK)
+        self.chunks = [0, *range(BLOCK, count, CHUNK)]  # of means: where each begins
         self.over_values = _depth(problem.values.shape[-1], BLOCK) + 1
         # The last one is the rounding of what was carried, and of its sum with the rest.
         self.over_exponentials = _depth(min(count, CHUNK), -(-CHUNK // STRANDS)) + 2

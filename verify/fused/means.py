@@ -18,33 +18,72 @@ class Means:
     """Σ_k r v and what its gradient G makes of every score, r (G·v − G·m): `posterior.cpp` and `pulls`.
 
     Scores err by factors 1 + ε of the weights, in the mean and in its gradient alike, so what they err cancels as far
-    as values agree: a mean is off by Σ_k r ε (v − m)/Σ_k r (1 + ε). All else is rounding of differences from an origin.
+    as values agree: a mean is off by Σ_k r ε (v − m)/Σ_k r (1 + ε). All else is rounding: of differences from the mean
+    on its way.
+
+    Attributes:
+        exact: m, [sample, value].
+        gap: v − m, [sample, component, value].
+        of_scores: what errors of the scores add to m, at least and at most.
+        of_mean: what else m may be off by, before it is rounded.
+        largest_rest: the largest that its rounding may leave.
     """
 
     def __init__(self, loops: Loops, weights: Weights, scores: Rounded, top: Rounded, impossible: Any) -> None:
         self.loops, self.weights, self.arithmetic, self.gamma = loops, weights, loops.arithmetic, loops.gamma
         problem, self.unit = loops.problem, self.arithmetic.fmt.unit_roundoff
-        # Any component that may have the largest score may be the origin.
         values = np.asarray(problem.bounded, np.longdouble)
-        self.origin = values[weights.middle.argmax(-1)]
-        self.gap = values - self.origin[:, None]
-        is_origin = ~impossible & (scores.high >= top.low[:, None])
-        spread = (np.abs(self.gap) * is_origin[..., None]).max(1)
-        self.size = np.abs(self.gap) + spread[:, None]
-        self.rest = (weights.share[..., None] * self.gap).sum(1)
-        self.of_scores = self.drift(self.gap, self.rest)
-        # A term's product, difference and sums; then the quotient.
-        rounding = (
-            self.weights.ends[1] * (self.weights.noise + self.gamma(loops.over_components + 1)) + self.weights.floor
-        )
-        self.of_rest = (rounding[..., None] * self.size).sum(1)
-        self.largest_rest = np.abs(self.rest) + _size(*self.of_scores) + spread + self.of_rest
-        self.of_rest += (
-            self.largest_rest * (self.weights.of_total + self.unit)[:, None] * (1 + self.weights.slack)
-            + self.weights.floor
-        )
-        self.largest_rest += self.of_rest
+        start = values[weights.middle.argmax(-1)]
+        gap = values - start[:, None]
+        rest = (weights.share[..., None] * gap).sum(1)
+        self.exact, self.gap = start + rest, gap - rest[:, None]
+        self.of_scores = self.drift(self.gap, np.zeros_like(rest))
+        can_be_start = ~impossible & (scores.high >= top.low[:, None])
+        self.of_mean = self.rounding_of_mean(can_be_start)
+        # No number of the format is nearer to the mean than what it is rounded to.
+        self.largest_rest = np.minimum(self.unit * np.abs(self.exact), np.abs(rest)) + self.of_mean
+        self.largest_rest += _size(*self.of_scores)
         self.towards = np.asarray(problem.towards_mean, np.longdouble)
+
+    def rounding_of_mean(self, can_be_start: Any) -> Any:
+        """What roundings of weights, and of the moves of a mean by chunks, come to."""
+        weights, most, count = self.weights, self.weights.ends[1], self.gap.shape[1]
+        on_the_way, room = self.on_the_way(can_be_start)
+        chunk_of = np.searchsorted(self.loops.chunks, np.arange(count), "right") - 1
+        from_there = np.abs(self.gap - on_the_way[:, chunk_of]) + room[:, chunk_of]
+        # A term's difference, product and sum, the sum of weights, and a chunk's quotient and sum with what is left.
+        moves = (most[..., None] * from_there).sum(1) * self.gamma(2 * self.loops.over_components + 6)
+        of_weights = ((most * weights.noise + weights.floor)[..., None] * np.abs(self.gap)).sum(1)
+        # What is left of a mean is a rounding of it, and is rounded itself.
+        reach = (np.abs(self.exact[:, None] + on_the_way) + room).max(1)
+        left = reach * self.unit**2 * 2 * (1 + on_the_way.shape[1])
+        return (moves + of_weights) * (1 + weights.slack) + left + weights.floor
+
+    def on_the_way(self, can_be_start: Any) -> tuple[Any, Any]:
+        """The mean before each chunk, less the last one, and how far off it may be: [sample, chunk, value]."""
+        weights = self.weights
+        nearest = weights.middle.argmax(-1)
+        first = np.arange(len(nearest)), nearest
+
+        def before(terms: Any) -> Any:
+            """Of the nearest component, and of the chunks so far."""
+            own = terms[first]
+            others = terms.copy()
+            others[first] = 0
+            return (np.cumsum(others, 1) - others)[:, self.loops.chunks] + own[:, None]
+
+        mean = before(weights.share[..., None] * self.gap) / before(weights.share)[..., None]
+        factor = np.maximum(np.abs(weights.less), np.abs(weights.more))
+        least = before(weights.share * (1 + weights.less))[..., None]
+        uncertain = weights.share * factor
+        spread = before(uncertain[..., None] * np.abs(self.gap)) + np.abs(mean) * before(uncertain)[..., None]
+        whole = np.ptp(self.gap, 1)[:, None]
+        room = np.where(least > 0, np.fmin(spread / least, whole), whole)
+        # Another start moves it by less than the start's distance from it, or from the usual start.
+        is_sure = can_be_start.sum(1) == 1
+        others = np.where(can_be_start[..., None], self.gap, self.gap[first][:, None])
+        distance = np.abs(others[:, None] - mean[:, :, None]).max(2) + np.ptp(others, 1)[:, None]
+        return mean, np.where(is_sure[:, None, None], room, np.minimum(room + distance, whole))
 
     def drift(self, gap: Any, mean: Any) -> tuple[Any, Any]:
         """What errors of the scores add to Σ_k r · gap, whose axes are [sample, component, ...]."""
@@ -59,22 +98,22 @@ class Means:
 
     def mean(self) -> Rounded:
         less, more = self.of_scores
-        ends = self.origin + self.rest + less - self.of_rest, self.origin + self.rest + more + self.of_rest
+        ends = self.exact + less - self.of_mean, self.exact + more + self.of_mean
         return Rounded(self.arithmetic, *self.arithmetic.widen("add", *ends))
 
     @cached_property
     def pull(self) -> Any:
         """G·v − G·m."""
-        pull = (self.towards[:, None] * self.gap).sum(-1)
-        return pull - (self.weights.share * pull).sum(-1, keepdims=True)
+        return (self.towards[:, None] * self.gap).sum(-1)
 
     @cached_property
     def of_pull(self) -> Any:
         """What a pull's own rounding comes to, and that of the mean in it."""
         sizes = np.abs(self.towards)
-        level = (sizes * self.largest_rest).sum(-1)
-        room = (sizes[:, None] * self.size).sum(-1) * self.gamma(self.loops.over_values) + self.weights.floor
-        return room + (level * self.gamma(self.loops.over_values + 1) + (sizes * self.of_rest).sum(-1))[:, None]
+        level = (sizes * self.largest_rest).sum(-1)[:, None]
+        room = (sizes[:, None] * np.abs(self.gap)).sum(-1) * self.gamma(self.loops.over_values) + self.weights.floor
+        # The mean's rest is in the differences, and once more by itself.
+        return room + level * self.gamma(2 * self.loops.over_values + 1) + (sizes * self.of_mean).sum(-1)[:, None]
 
     @cached_property
     def towards_scores(self) -> Rounded:
