@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import implicit_em as ie
 from implicit_em.fused import call, cpu, partition
 from implicit_em.fused.form import form_of
 from implicit_em.fused.program import slopes, traced
+from implicit_em.invariants import log_det
 from verify.checks import CHECKS
 from verify.checks.fused import lifts_of
 from verify.fused.truth import MEAN
@@ -300,7 +301,7 @@ FAULTS: list[tuple[str, Old, New, str, str]] = [
     ("samples beyond the last one counted", "n < count ? (MEANS ? T(1) : grad[start + n]) / total[start + n] : T(0)",
      "grad[std::min(start + n, N - 1)] / total[std::min(start + n, N - 1)]", "gaussian", "radial/mu"),
     ("not normalized", "(MEANS ? T(1) : grad[start + n]) / total[start + n]", "grad[start + n]", "gaussian",
-     "radial/log_weights"),
+     "radial/mixing_logits"),
     ("sign of the location's slope", "return SHAPE == DOT ? x.neg() :", "return SHAPE == DOT ? x :", "cosine",
      "own/mu"),
     ("a pole at x = μ", "impossible | flat", "impossible", "laplace", "radial/x"),
@@ -318,14 +319,14 @@ FAULTS: list[tuple[str, Old, New, str, str]] = [
     ("the largest score as the loops have it", "more = corrected.expm1(),",
      "more = wide::V(0),", "gaussian", "radial/log_partition"),
     ("the largest score corrected in the sum only", "if (PEAKS) r = ignore(", "if (false) r = ignore(",
-     "gaussian", "radial/log_weights"),
+     "gaussian", "radial/mixing_logits"),
     ("too large a correction", "at::vec::clamp(error, wide::V(-CORRECTED), wide::V(CORRECTED))", "error",
      "gaussian", "radial/x"),
     ("another component in the largest one's place", "Bits(Index(component))", "Bits(Index(first))", "student_t",
      "sum/log_partition"),
     ("16 bits in between", "r = exponential<LIFT>(gap)",
      "r = V(1 / T(LOWERED * 256)) * (exponential<LIFT>(gap) * V(LOWERED * 256)).round()",
-     "gaussian", "radial/log_weights"),
+     "gaussian", "radial/mixing_logits"),
     ("responsibilities below the normal range are 0", "r = exponential<LIFT>(gap)",
      "r = V(1 / T(LOWERED)) * exponential(gap)", "gaussian", "radial/mu"),
     ("a mean that starts at 0", "found[e * width + n] = bounded[origins[n] * E + e];", "found[e * width + n] = T(0);",
@@ -335,13 +336,13 @@ FAULTS: list[tuple[str, Old, New, str, str]] = [
     ("the nearest component twice", "tile.weights[(nearest[n] - first) * tile.width + n] = T(0);", ";", "laplace",
      "sum/posterior_mean"),
     ("differences from a mean on its way that are rounded to it", "add(rest + ", "add(", "gaussian",
-     "radial/posterior_mean/log_weights"),
+     "radial/posterior_mean/mixing_logits"),
     ("the rest of a mean left out of its moves", " - own * rest", "", "student_t", "radial/posterior_mean"),
     ("a chunk's move by its own weights alone", "V::loadu(weight + n) + own", "V(1) + own", "pseudo_huber",
      "radial/posterior_mean"),
     ("the mean left out of the pull", "sums[i][j] = V::loadu(tile.level + n + j * LANES).neg();", "sums[i][j] = V(0);",
      "student_t", "radial/posterior_mean/nu"),
-    ("a mean that has been rounded", "* double(rest[e])", "* 0.0", "cosine", "own/posterior_mean/log_weights"),
+    ("a mean that has been rounded", "* double(rest[e])", "* 0.0", "cosine", "own/posterior_mean/mixing_logits"),
     ("sign of a value's difference", "return mean - arm.location;", "return arm.location - mean;", "laplace",
      "sum/posterior_mean"),
     ("a mean that is not normalized", "- own * rest) / total", "- own * rest)", "gaussian", "radial/posterior_mean"),
@@ -386,7 +387,50 @@ def test_the_check_sees_faulty_loops(
     assert verdicts(name, function) == {"failed"}
 
 
-@pytest.mark.parametrize(("name", "function"), sorted({fault[3:] for fault in FAULTS}))
+def _around_zero(kernel: ie.Kernel, arguments: Mapping[str, Tensor]) -> Any:
+    factor = arguments["precision_cholesky"]
+    return (arguments["z"] @ factor, arguments["mu"] @ factor), {**arguments, "log_det": log_det(factor)}
+
+
+def _not_transposed(kernel: ie.Kernel, arguments: Mapping[str, Tensor]) -> Any:
+    factor = arguments["precision_cholesky"]
+    origin = arguments["mu"].detach().mean(0)
+    points = ((arguments[name] - origin) @ factor.mT for name in ("z", "mu"))
+    return tuple(points), {**arguments, "log_det": log_det(factor)}
+
+
+# What is faulty between a call and its loops; the kernel, and a function that goes wrong by it.
+FAULTY_ARGUMENTS = [
+    ("locations far from 0", call, "_reduced", _around_zero, "mahalanobis", "own/mu"),
+    ("P for its transpose", call, "_reduced", _not_transposed, "mahalanobis", "own/log_partition"),
+    ("P's volume counted twice", call, "log_det", lambda factor: 2 * log_det(factor), "mahalanobis_density",
+     "own/precision_cholesky"),
+    ("points that are not divided by their length", call, "unit_vector", lambda x: x, "cosine", "own/log_partition"),
+    ("a length that counts as constant", call, "unit_vector", lambda x: x / x.detach().norm(dim=-1, keepdim=True),
+     "cosine", "own/x"),
+    ("a length of 16 bits", call, "unit_vector", lambda x: x / x.norm(dim=-1, keepdim=True).bfloat16(), "cosine",
+     "own/posterior_mean"),
+    ("weights normalized in 16 bits", torch, "log_softmax",
+     lambda logits, axis: logits - logits.half().logsumexp(axis).double(), "gaussian", "radial/log_partition"),
+    ("weights as they are", torch, "log_softmax", lambda logits, axis: logits, "laplace", "sum/mixing_logits"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("module", "piece", "fault", "name", "function"),
+    [f[1:] for f in FAULTY_ARGUMENTS],
+    ids=[f[0] for f in FAULTY_ARGUMENTS],
+)
+def test_the_check_sees_faulty_arguments_of_the_loops(
+    monkeypatch: pytest.MonkeyPatch, module: Any, piece: str, fault: Any, name: str, function: str
+) -> None:
+    monkeypatch.setattr(module, piece, fault)
+    assert verdicts(name, function) == {"failed"}
+
+
+@pytest.mark.parametrize(
+    ("name", "function"), sorted({fault[3:] for fault in FAULTS} | {fault[4:] for fault in FAULTY_ARGUMENTS})
+)
 def test_and_passes_right_ones(name: str, function: str) -> None:
     assert verdicts(name, function) == {"passed"}
 

@@ -124,6 +124,12 @@ class Interval:
         raise NoInterval(f"no intervals of {name}")
 
 
+def total(value: Interval, axis: int) -> Interval:
+    """Σ along an axis, with room for the rounding of every partial sum."""
+    size = np.maximum(np.abs(value.low), np.abs(value.high)).sum(axis) * ROOM * value.low.shape[axis]
+    return Interval(value.low.sum(axis) - size, value.high.sum(axis) + size)
+
+
 def _lift(value: Any) -> Interval:
     return value if isinstance(value, Interval) else Interval(value)
 

@@ -52,6 +52,22 @@ def summed(terms: Rounded, axis: int = -1) -> Rounded:
     return sum_of_ends(terms, bound, axis) if isinstance(terms.arithmetic, Predicted) else bound
 
 
+def unit_vector(x: Rounded) -> Rounded:
+    """x/‖x‖, as `invariants.unit_vector` forms it; x is not 0."""
+    scale = largest(x)
+    wide = Rounded(x.arithmetic, scale.low[..., None], scale.high[..., None])
+    scaled = x / wide
+    length = summed(scaled * scaled).rising("sqrt", np.sqrt, lambda y: y)
+    return scaled / Rounded(x.arithmetic, length.low[..., None], length.high[..., None])
+
+
+def largest(u: Rounded) -> Rounded:
+    """The largest |u_i|."""
+    low, high = np.abs(u.low), np.abs(u.high)
+    inside = np.where((u.low < 0) & (u.high > 0), 0, np.minimum(low, high))
+    return Rounded(u.arithmetic, inside.max(-1), np.maximum(low, high).max(-1))
+
+
 def summed_in_lanes(function: str, terms: Rounded) -> Rounded:
     """Σ terms over the last axis inside of torch's `function`: in any order, or in its own."""
     bound = sum_in_any_order(terms)

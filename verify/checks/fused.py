@@ -1,7 +1,7 @@
 """The fused log-partition and posterior means, with gradients: loops around a kernel's code, on problems of any size.
 
 The truth is the definition in intervals of long doubles, the budget the loops' own operations on rounding-aware ones.
-Points are what the loops take: whitened, or of unit length, where the kernel's geometry asks for that.
+What is judged is a call, whitening and lengths of points, where the kernel's geometry asks for them, included.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ import torch
 from numpy.typing import NDArray
 
 from derivations import LOCATION
-from implicit_em.fused import partition, posterior
-from implicit_em.fused.form import Form, form_of
+from implicit_em import Kernel, mixture_log_partition, mixture_posterior_mean
+from implicit_em.fused import posterior
+from implicit_em.fused.form import form_of
 from verify.checks.check import Check, numeric_cells
 from verify.finding import Cell, Finding
 from verify.formats import WIDE, Format, format_of
 from verify.fused.budget import Budgets, arithmetic_of_loops, budgets
-from verify.fused.problems import Problem, problems
+from verify.fused.points import FACTOR, LOGITS
+from verify.fused.problems import DERIVED, Problem, problems
 from verify.fused.truth import MEAN, Truths, truths
 from verify.intervals import Interval
 from verify.judge import Tally, cell_seed
@@ -50,7 +52,8 @@ def _cells(subject: Subject, settings: Settings) -> list[Cell]:
         return []  # the loops are made of generated code
     found = []
     for lift in lifts_of(subject):
-        gradients = ["x", "mu", "log_weights", *form_of(subject.code, lift, torch.float64).parameters]
+        names = [name for name in form_of(subject.code, lift, torch.float64).parameters if name != DERIVED]
+        gradients = ["x", "mu", LOGITS, *names, *([FACTOR] if subject.kernel.geometry.name == "quadratic" else [])]
         partition_of = [f"{lift}/{quantity}" for quantity in ("log_partition", *gradients)]
         means = [f"{lift}/{MEAN}", *(f"{lift}/{MEAN}/{quantity}" for quantity in ("values", *gradients))]
         found += numeric_cells(NAME, subject, partition_of, settings, dtypes=WIDE, backends=("compile", "triton"))
@@ -67,7 +70,7 @@ def _run(subject: Subject, cell: Cell, settings: Settings) -> Finding:
     judged = _judged(subject, lift, cell.dtype, cell.device, cell.backend, settings.profile, seed)
     points = [_points(quantity, *each) for each in judged]
     place, got, true_low, true_high, low, high = (np.concatenate(each, -1) for each in zip(*points, strict=True))
-    axes = ("component" if quantity.endswith(("mu", "weights", "values")) else "sample", "feature")
+    axes = ("component" if quantity.endswith(("mu", "logits", "values")) else "sample", "feature")
     truth = _enclosures(Interval(true_low, true_high))
     # What is known of the truth to within so much is granted to the result as well.
     columns = dict(zip(axes, place, strict=False))
@@ -85,14 +88,14 @@ def _judged(
 ) -> tuple[Judged, ...]:
     """Results, truths and budgets of the problems of one seed."""
     fmt = format_of(dtype)
-    form = form_of(subject.code, lift, fmt.torch_dtype)
+    form, plain = form_of(subject.code, lift, fmt.torch_dtype), arithmetic_of(dtype, device)
     arithmetic = arithmetic_of_loops(dtype, device, backend)
     wide = arithmetic_of("float64", device, backend) if backend == "compile" and dtype == "float32" else None
     found: list[Judged] = []
 
     def visit(problem: Problem) -> None:
-        got = _results(form, problem, fmt, device, backend)
-        found.append((got, truths(subject, form, problem), budgets(subject, form, problem, arithmetic, wide)))
+        got = _results(subject.code, lift, problem, fmt, device, backend)
+        found.append((got, truths(subject, form, problem), budgets(subject, form, problem, plain, arithmetic, wide)))
 
     # Loops are compiled for one number of axes: float32 has parameters for each component, float64 for all.
     for count, numbers in zip(PROBLEMS[profile], NUMBERS[profile], strict=True):
@@ -101,21 +104,25 @@ def _judged(
     return tuple(found)
 
 
-def _results(form: Form, problem: Problem, fmt: Format, device: str, backend: str) -> Results:
+def _results(kernel: Kernel, lift: str, problem: Problem, fmt: Format, device: str, backend: str) -> Results:
     """What the library returns: L, and the gradients of Σ_n towards_n L_n; where it has means, the same of them."""
     inputs = {
         name: fmt.tensor(value).reshape(value.shape)
         for name, value in (
             ("x", problem.x),
             ("mu", problem.mu),
-            ("log_weights", problem.log_weights),
+            (LOGITS, problem.mixing_logits),
             ("values", problem.values),
+            *([] if problem.precision_cholesky is None else [(FACTOR, problem.precision_cholesky)]),
             *problem.parameters.items(),
         )
     }
     inputs["x"] = lay_out(inputs["x"].flatten(), problem.layout).reshape(problem.x.shape)
     leaves = {name: value.detach().to(device).requires_grad_() for name, value in inputs.items()}
-    x, mu, log_weights, values, *parameters = leaves.values()
+    x, mu, logits, values, *_ = leaves.values()
+    own = {name: leaves[name] for name in leaves if name not in ("x", "mu", LOGITS, "values")}
+    if lift == "sum":  # of each component, whatever the feature
+        own = {name: value[:, None] if value.ndim else value for name, value in own.items()}
 
     def gradients(value: torch.Tensor, towards: NDArray[Any]) -> dict[str, NDArray[Any]]:
         weights = fmt.tensor(towards).reshape(value.shape).to(device)
@@ -123,12 +130,12 @@ def _results(form: Form, problem: Problem, fmt: Format, device: str, backend: st
         given = zip(leaves, slopes, strict=True)
         return {name: fmt.array(slope.cpu()) for name, slope in given if slope is not None}
 
-    value = partition.fused(form, x, mu, log_weights, parameters, backend)
+    value = mixture_log_partition(x, mu, kernel, lift, logits, backend, **own)
     found = {"log_partition": fmt.array(value.cpu()), **gradients(value, problem.towards)}
     if backend in posterior.BACKENDS:
-        mean = posterior.fused(form, x, mu, log_weights, values, parameters)
-        own = gradients(mean, problem.towards_mean)
-        found |= {MEAN: fmt.array(mean.cpu()), **{f"{MEAN}/{name}": slope for name, slope in own.items()}}
+        mean = mixture_posterior_mean(x, mu, kernel, lift, logits, values, backend, **own)
+        slopes = gradients(mean, problem.towards_mean)
+        found |= {MEAN: fmt.array(mean.cpu()), **{f"{MEAN}/{name}": slope for name, slope in slopes.items()}}
     return found
 
 

@@ -25,12 +25,14 @@ from verify.oracle import Enclosures, pack
 from verify.orders import products_of_ends
 from verify.predicted import Predicted, predicted_arithmetic
 from verify.reductions import (
+    largest,
     log_partition_budget,
     log_partition_of,
     responsibilities_budget,
     responsibilities_of,
     settle,
     summed,
+    unit_vector,
 )
 from verify.rounded import Arithmetic, Rounded, arithmetic_of, run
 from verify.settings import Settings
@@ -133,7 +135,7 @@ def _allowed(subject: Subject, lift: str, given: Problem, arithmetic: Arithmetic
     if geometry == "location":
         return run(energy, [_norm(x - mu), arithmetic.constant(0.0), *values])
     if geometry == "direction":
-        return run(energy, [_cosine(_unit(x), _unit(mu)), *values])
+        return run(energy, [_cosine(unit_vector(x), unit_vector(mu)), *values])
     if geometry == "learned":
         gap = x - mu
         size = np.maximum(np.abs(gap.low), np.abs(gap.high))
@@ -172,26 +174,12 @@ def _whitened(gap: Rounded, factor: Rounded) -> Rounded:
 
 def _norm(u: Rounded) -> Rounded:
     """scale·√Σ(u/scale)², the scale being the largest entry; 0 where all entries are."""
-    scale = _largest(u)
+    scale = largest(u)
     safe = Rounded(u.arithmetic, np.where(scale.high == 0, 1, scale.low), np.where(scale.high == 0, 1, scale.high))
     wide = Rounded(u.arithmetic, safe.low[..., None], safe.high[..., None])
     scaled = u / wide
     total = summed(scaled * scaled)
     return scale * total.rising("sqrt", np.sqrt, lambda y: y)
-
-
-def _unit(x: Rounded) -> Rounded:
-    scale = _largest(x)
-    wide = Rounded(x.arithmetic, scale.low[..., None], scale.high[..., None])
-    scaled = x / wide
-    length = summed(scaled * scaled).rising("sqrt", np.sqrt, lambda y: y)
-    return scaled / Rounded(x.arithmetic, length.low[..., None], length.high[..., None])
-
-
-def _largest(u: Rounded) -> Rounded:
-    low, high = np.abs(u.low), np.abs(u.high)
-    inside = np.where((u.low < 0) & (u.high > 0), 0, np.minimum(low, high))
-    return Rounded(u.arithmetic, inside.max(-1), np.maximum(low, high).max(-1))
 
 
 def _true_rows(subject: Subject, lift: str, given: Problem) -> list[Row]:

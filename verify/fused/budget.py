@@ -16,6 +16,7 @@ from implicit_em.fused.cpu import terms_of
 from implicit_em.fused.form import Form
 from implicit_em.fused.program import Program
 from verify.fused.means import Means
+from verify.fused.points import BY_GEOMETRY, WIDE, Points
 from verify.fused.problems import Problem
 from verify.fused.truth import MEAN
 from verify.fused.weights import Weights
@@ -54,18 +55,22 @@ def arithmetic_of_loops(dtype: str, device: str, backend: str) -> Arithmetic:
     return replace(arithmetic, table=replace(table, primitives=own))
 
 
-def budgets(subject: Subject, form: Form, problem: Problem, arithmetic: Arithmetic, wide: Arithmetic | None) -> Budgets:
+def budgets(
+    subject: Subject, form: Form, problem: Problem, plain: Arithmetic, arithmetic: Arithmetic, wide: Arithmetic | None
+) -> Budgets:
     """For each of `truths`, the interval of results, and nothing where none is correct.
 
     Args:
+        plain: what the loops' arguments are worked out in.
+        arithmetic: what the loops compute in.
         wide: what the largest score is worked out in again; None where it is not.
     """
     with np.errstate(all="ignore"):
-        terms = None
+        call, terms = BY_GEOMETRY[subject.kernel.geometry.name](problem, plain), None
         if arithmetic.table.backend == "compile":
-            terms = terms_of(form, [value.ndim for value in problem.parameters.values()])
-        loops = Loops(subject, form, problem, arithmetic, terms)
-        return loops.values(Loops(subject, form, problem, wide, block=1) if wide else None)
+            terms = terms_of(form, [call.taken.parameters[name].low.ndim for name in form.parameters])
+        loops = Loops(subject, form, call, arithmetic, terms)
+        return loops.values(Loops(subject, form, call, wide, block=1) if wide else None)
 
 
 class Loops:
@@ -75,17 +80,23 @@ class Loops:
         self,
         subject: Subject,
         form: Form,
-        problem: Problem,
+        call: Points,
         arithmetic: Arithmetic,
         terms: Program | None = None,
         block: int = BLOCK,
     ) -> None:
-        self.subject, self.form, self.problem, self.arithmetic = subject, form, problem, arithmetic
-        trailing = 1 if form.shape == "features" else 0
-        self.parameters = {
-            name: arithmetic.point(value[(..., *[None] * trailing)]) for name, value in problem.parameters.items()
-        }
-        self.x, self.mu = arithmetic.point(problem.x[:, None, :]), arithmetic.point(problem.near[None, :, :])
+        self.subject, self.form, self.call, self.arithmetic = subject, form, call, arithmetic
+        self.problem, taken = call.problem, call.taken
+        problem, trailing = call.problem, 1 if form.shape == "features" else 0
+
+        def of(value: Rounded, *added: None) -> Rounded:
+            low, high = value.ends(value.low.shape)
+            if value.low is value.high:
+                return arithmetic.point(low[(..., *added)])
+            return Rounded(arithmetic, low[(..., *added)], high[(..., *added)])
+
+        self.parameters = {name: of(taken.parameters[name], *[None] * trailing) for name in form.parameters}
+        self.x, self.mu = of(taken.x), of(taken.mu)
         self.gap = self.x - self.mu
         self.over_features = _depth(problem.x.shape[-1], block)
         if form.shape == "features":
@@ -111,9 +122,12 @@ class Loops:
         self.terms = run_program(terms, arguments) if terms else None
 
     def scores(self) -> Rounded:
-        energies = self.energies()
-        log_weights = np.where(self.problem.impossible, 0, self.problem.log_weights)
-        return self.arithmetic.point(np.broadcast_to(log_weights, energies.low.shape)) - energies
+        energies, taken = self.energies(), self.call.taken.log_weights
+        low, high = (np.where(self.problem.impossible, 0, end) for end in (taken.low, taken.high))
+        if self.arithmetic.fmt is not WIDE:
+            low, high = self.arithmetic.widen("add", low, high)
+        shape = energies.low.shape
+        return Rounded(self.arithmetic, np.broadcast_to(low, shape), np.broadcast_to(high, shape)) - energies
 
     def energies(self) -> Rounded:
         if self.form.shape != "features":
@@ -170,7 +184,7 @@ class Loops:
         }
 
     def towards_scores(self, share: Rounded, impossible: Any, means: Means | None = None) -> Budgets:
-        """What a function of the scores has as gradient, given its derivative in every score.
+        """What a function of the scores has as gradient in the call's arguments, given its derivative in every score.
 
         Args:
             means: the function, if it is a mean: of that more is known where components are summed over.
@@ -187,8 +201,8 @@ class Loops:
             "mu": self.summed(towards_mu, 0, self.over_samples),
             "log_weights": self.summed(share, 0, self.over_samples),
         }
-        for name, value in self.problem.parameters.items():
-            is_shared = not value.ndim
+        for name in self.form.parameters:
+            is_shared = not self.call.taken.parameters[name].low.ndim
             terms = self.parameter_terms(name, fixed if means and is_shared else share, impossible)
             total = self.over_features_exactly(self.summed(terms, 0, self.over_samples))
             if is_shared:
@@ -197,7 +211,7 @@ class Loops:
                 slopes = self.over_features_exactly(self.parameter_terms(name, one, impossible))
                 total = _moved(total, *(end.sum() for end in means.spread(slopes)))
             found[name] = self.rounded_once(total)
-        return found
+        return self.call.given(found)
 
     def with_peak(self, scores: Rounded, top: Rounded, impossible: Any, wide: Loops) -> tuple[Rounded, Any, Any]:
         """The scores with the largest as it is when worked out again; where that is certain, and how far off it was.
@@ -242,7 +256,8 @@ class Loops:
             # Others are moved along by what is left of the largest score's error; that logarithm errs by less than 1.
             low = np.where(off > CORRECTED, top.low - off - 1, low)
             high = np.where(off > CORRECTED, top.high + largest + off + 1, high)
-        return Rounded(self.arithmetic, *self.arithmetic.widen("add", low, high))
+        of_all = self.call.taken.of_all
+        return Rounded(self.arithmetic, *self.arithmetic.widen("add", low - of_all, high + of_all))
 
     def rescaling(self, gap: Any) -> Any:
         """What the factors exp(old top − new top), one after each chunk, err together, relatively.

@@ -11,6 +11,7 @@ import torch
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from derivations import LOCATION
 from implicit_em.fused.form import Form
 from verify.formats import Format
 from verify.strategies import LAYOUTS
@@ -23,16 +24,18 @@ FEATURES = (1, 2, 3, 5, 9, 17)
 VALUES = (1, 2, 3, 9)
 OFFSET = 1e4
 SCALES = range(-3, 4)  # powers of two that points are spread by
+DERIVED = "log_det"  # a parameter of the loops that the call works out
 SQUARES = 3  # of so many features a product overflows, where points are far apart
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One call of the loops; every array holds numbers of the format.
+    """One call; every array holds numbers of the format.
 
     Attributes:
-        x, mu: [sample, feature] and [component, feature], such as the form reduces pairs of.
-        log_weights: log π_k, some −∞.
+        x, mu: [sample, feature] and [component, feature].
+        mixing_logits: log π_k but for a constant, some −∞.
+        precision_cholesky: P [feature, feature] for a quadratic kernel.
         parameters: [] or [component] each.
         towards: what the gradients are weighted with, per sample.
         values: [component, value], of which means are taken; infinite for components that can be nowhere.
@@ -42,7 +45,8 @@ class Problem:
 
     x: NDArray[Any]
     mu: NDArray[Any]
-    log_weights: NDArray[Any]
+    mixing_logits: NDArray[Any]
+    precision_cholesky: NDArray[Any] | None
     parameters: Mapping[str, NDArray[Any]]
     towards: NDArray[Any]
     values: NDArray[Any]
@@ -52,7 +56,7 @@ class Problem:
     @property
     def impossible(self) -> NDArray[np.bool_]:
         """Components that can have produced no sample: without weight, or infinitely far away."""
-        return np.asarray(np.isneginf(self.log_weights) | np.isinf(self.mu).any(-1))
+        return np.asarray(np.isneginf(self.mixing_logits) | np.isinf(self.mu).any(-1))
 
     @property
     def near(self) -> NDArray[Any]:
@@ -85,24 +89,24 @@ def problems(
         n_components = max(1, min(n_components, numbers // n_features))
         n_samples = max(1, min(n_samples, numbers // (n_features * n_components)))
         rng = np.random.default_rng(seed)
-        x, mu = (_points(rng, form, count, n_features, scale, offset) for count in (n_samples, n_components))
+        x, mu = (_points(rng, count, n_features, scale, offset) for count in (n_samples, n_components))
         if smooth or form.shape != "features":
             x[0] = mu[0]
         if away and vanishes and n_components > 1:
             mu[-1, 0] = np.inf
-        factors = rng.uniform(0.5, 2.0, (len(form.parameters), *([n_components] if per_component else [])))
-        usual = [_default(subject, name) for name in form.parameters]
-        parameters = {
-            name: fmt.nearest(value * f) for name, value, f in zip(form.parameters, usual, factors, strict=True)
-        }
-        log_weights, towards = _log_weights(rng, n_components, weights), rng.standard_normal(n_samples)
+        names = [name for name in form.parameters if name != DERIVED]
+        factors = rng.uniform(0.5, 2.0, (len(names), *([n_components] if per_component else [])))
+        parameters = {name: fmt.nearest(_default(subject, name) * f) for name, f in zip(names, factors, strict=True)}
+        precision = fmt.nearest(_precision(rng, n_features)) if subject.kernel.geometry.name == "quadratic" else None
+        logits, towards = _logits(rng, n_components, weights), rng.standard_normal(n_samples)
         n_values = min(rng.choice(VALUES), numbers)
         values = rng.standard_normal((n_components, n_values)) + OFFSET * offset
-        values[np.isneginf(log_weights) | np.isinf(mu).any(-1), 0] = np.inf
+        values[np.isneginf(logits) | np.isinf(mu).any(-1), 0] = np.inf
         return Problem(
             fmt.nearest(x),
             fmt.nearest(mu),
-            fmt.nearest(log_weights),
+            fmt.nearest(logits),
+            precision,
             parameters,
             fmt.nearest(towards),
             fmt.nearest(values),
@@ -122,14 +126,14 @@ def problems(
     )
 
 
-def _points(
-    rng: np.random.Generator, form: Form, count: int, n_features: int, scale: int, offset: bool
-) -> NDArray[np.float64]:
-    points: NDArray[np.float64] = rng.standard_normal((count, n_features))
-    if form.shape == "dot":
-        points /= np.linalg.norm(points, axis=-1, keepdims=True)
-        return points
-    return np.ldexp(points, scale) + OFFSET * offset
+def _points(rng: np.random.Generator, count: int, n_features: int, scale: int, offset: bool) -> NDArray[np.float64]:
+    return np.ldexp(rng.standard_normal((count, n_features)), scale) + OFFSET * offset
+
+
+def _precision(rng: np.random.Generator, n_features: int) -> NDArray[np.float64]:
+    """P, lower triangular with a positive diagonal."""
+    below = np.tril(rng.standard_normal((n_features, n_features)), -1) / n_features
+    return below + np.diag(rng.uniform(0.5, 2.0, n_features))
 
 
 def _far(fmt: Format) -> int:
@@ -139,7 +143,7 @@ def _far(fmt: Format) -> int:
 
 def _vanishes_far_away(subject: Subject, form: Form) -> bool:
     """Whether the energy grows without bound, so that an infinitely distant component has no share."""
-    if form.shape == "dot":
+    if subject.kernel.geometry is not LOCATION:
         return False
     here, far = torch.zeros(()), torch.full((), torch.inf)
     points = (here, far) if form.shape == "features" else (far,)
@@ -147,15 +151,14 @@ def _vanishes_far_away(subject: Subject, form: Form) -> bool:
 
 
 def _default(subject: Subject, name: str) -> float:
-    """A parameter's default; 1 for what the geometry brings, log |Σ| among it."""
+    """A parameter's default; 1 for what the geometry brings."""
     return next((float(symbol.default) for symbol in subject.kernel.parameters if symbol.name == name), 1.0)
 
 
-def _log_weights(rng: np.random.Generator, count: int, kind: str) -> NDArray[np.float64]:
+def _logits(rng: np.random.Generator, count: int, kind: str) -> NDArray[np.float64]:
     if kind == "none":
         return np.zeros(count)
     logits = 3 * rng.standard_normal(count)
-    logits -= np.logaddexp.reduce(logits)
     if kind == "impossible":
         logits[rng.random(count) < 0.3] = -np.inf
         logits[0] = -0.5
