@@ -74,16 +74,18 @@ class Means:
 
         mean = before(weights.share[..., None] * self.gap) / before(weights.share)[..., None]
         factor = np.maximum(np.abs(weights.less), np.abs(weights.more))
-        least = before(weights.share * (1 + weights.less))[..., None]
+        least = before(weights.lowest)[..., None]
         uncertain = weights.share * factor
         spread = before(uncertain[..., None] * np.abs(self.gap)) + np.abs(mean) * before(uncertain)[..., None]
         whole = np.ptp(self.gap, 1)[:, None]
         room = np.where(least > 0, np.fmin(spread / least, whole), whole)
-        # Another start moves it by less than the start's distance from it, or from the usual start.
+        # Another start weighs no less. In the usual one's place, it moves the mean by less than its distance from it,
+        # or from the usual start. Where it is among the chunks, the usual one is missing: what other weights err counts
+        # for more then, but no more than twice.
         is_sure = can_be_start.sum(1) == 1
         others = np.where(can_be_start[..., None], self.gap, self.gap[first][:, None])
         distance = np.abs(others[:, None] - mean[:, :, None]).max(2) + np.ptp(others, 1)[:, None]
-        return mean, np.where(is_sure[:, None, None], room, np.minimum(room + distance, whole))
+        return mean, np.where(is_sure[:, None, None], room, np.minimum(2 * room + distance, whole))
 
     def drift(self, gap: Any, mean: Any) -> tuple[Any, Any]:
         """What errors of the scores add to Σ_k r · gap, whose axes are [sample, component, ...]."""
