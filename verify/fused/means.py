@@ -51,9 +51,14 @@ class Means:
         on_the_way, room = self.on_the_way(can_be_start)
         chunk_of = np.searchsorted(self.loops.chunks, np.arange(count), "right") - 1
         from_there = np.abs(self.gap - on_the_way[:, chunk_of]) + room[:, chunk_of]
+        # Differences are from what is rounded of it: no number of the format, and no value, is nearer.
+        from_start = np.abs(on_the_way - on_the_way[:, :1]) + room
+        rest = np.minimum(self.unit * (np.abs(self.exact[:, None] + on_the_way) + room), from_start)
+        from_there += rest[:, chunk_of]
         # A term's difference, product and sum, the sum of weights, and a chunk's quotient and sum with what is left.
         moves = (most[..., None] * from_there).sum(1) * self.gamma(2 * self.loops.over_components + 6)
-        of_weights = ((most * weights.noise + weights.floor)[..., None] * np.abs(self.gap)).sum(1)
+        from_mean = np.abs(self.gap) + _size(*self.of_scores)[:, None]
+        of_weights = ((most * weights.noise + weights.floor)[..., None] * from_mean).sum(1)
         # What is left of a mean is a rounding of it, and is rounded itself.
         reach = (np.abs(self.exact[:, None] + on_the_way) + room).max(1)
         left = reach * self.unit**2 * 2 * (1 + on_the_way.shape[1])
