@@ -51,9 +51,14 @@ class Means:
         on_the_way, room = self.on_the_way(can_be_start)
         chunk_of = np.searchsorted(self.loops.chunks, np.arange(count), "right") - 1
         from_there = np.abs(self.gap - on_the_way[:, chunk_of]) + room[:, chunk_of]
+        # Differences are from what is rounded of it: no number of the format, and no value, is nearer.
+        from_start = np.abs(on_the_way - on_the_way[:, :1]) + room
+        rest = np.minimum(self.unit * (np.abs(self.exact[:, None] + on_the_way) + room), from_start)
+        from_there += rest[:, chunk_of]
         # A term's difference, product and sum, the sum of weights, and a chunk's quotient and sum with what is left.
         moves = (most[..., None] * from_there).sum(1) * self.gamma(2 * self.loops.over_components + 6)
-        of_weights = ((most * weights.noise + weights.floor)[..., None] * np.abs(self.gap)).sum(1)
+        from_mean = np.abs(self.gap) + _size(*self.of_scores)[:, None]
+        of_weights = ((most * weights.noise + weights.floor)[..., None] * from_mean).sum(1)
         # What is left of a mean is a rounding of it, and is rounded itself.
         reach = (np.abs(self.exact[:, None] + on_the_way) + room).max(1)
         left = reach * self.unit**2 * 2 * (1 + on_the_way.shape[1])
@@ -74,16 +79,18 @@ class Means:
 
         mean = before(weights.share[..., None] * self.gap) / before(weights.share)[..., None]
         factor = np.maximum(np.abs(weights.less), np.abs(weights.more))
-        least = before(weights.share * (1 + weights.less))[..., None]
+        least = before(weights.lowest)[..., None]
         uncertain = weights.share * factor
         spread = before(uncertain[..., None] * np.abs(self.gap)) + np.abs(mean) * before(uncertain)[..., None]
         whole = np.ptp(self.gap, 1)[:, None]
         room = np.where(least > 0, np.fmin(spread / least, whole), whole)
-        # Another start moves it by less than the start's distance from it, or from the usual start.
+        # Another start weighs no less. In the usual one's place, it moves the mean by less than its distance from it,
+        # or from the usual start. Where it is among the chunks, the usual one is missing: what other weights err counts
+        # for more then, but no more than twice.
         is_sure = can_be_start.sum(1) == 1
         others = np.where(can_be_start[..., None], self.gap, self.gap[first][:, None])
         distance = np.abs(others[:, None] - mean[:, :, None]).max(2) + np.ptp(others, 1)[:, None]
-        return mean, np.where(is_sure[:, None, None], room, np.minimum(room + distance, whole))
+        return mean, np.where(is_sure[:, None, None], room, np.minimum(2 * room + distance, whole))
 
     def drift(self, gap: Any, mean: Any) -> tuple[Any, Any]:
         """What errors of the scores add to Σ_k r · gap, whose axes are [sample, component, ...]."""

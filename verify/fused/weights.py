@@ -19,6 +19,7 @@ class Weights:
     Attributes:
         share: r at the middle of the intervals.
         less, more: ε at their ends.
+        lowest: share·(1 + ε) at the lower ends.
         least: what the sum of all weights is at least, as a factor.
         ends: the least and the largest that r may be, before it is rounded.
         noise, floor: what an exponential errs, its exponent having been rounded: relatively, and at least.
@@ -36,7 +37,9 @@ class Weights:
         share = np.exp(self.middle - self.middle.max(-1, keepdims=True))
         self.share = share / share.sum(-1, keepdims=True)
         self.less, self.more = np.expm1(-half), np.expm1(half)
-        self.least = 1 + (self.share * self.less).sum(-1, keepdims=True)
+        # 1 + ε has lost its digits where scores are far off.
+        self.lowest = self.share * np.exp(-half)
+        self.least = self.lowest.sum(-1, keepdims=True)
         self.ends = _share(low, high, 0), _share(high, low, 1)
         most = self.ends[1]
         relative, floor, _ = self.arithmetic.rounding("fused_exp")
