@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import flint
+from sympy import Pow, Rational
 
 import derivations.kernels
 from derivations.enclosure import compile_enclosure, exact
@@ -54,9 +55,17 @@ def require_finite_energy(kernel: Kernel, spec: str | Path) -> None:
             place = ", ".join(
                 f"{symbol} = {coordinate}" for symbol, coordinate in zip(kernel.symbols, point, strict=True)
             )
+            powers = ", ".join(sorted(str(part.exp) for part in kernel.energy.atoms(Pow) if not _takes_zero(part)))
+            hint = f"; of 0 there is no power {powers}, only whole numbers, halves and quarters" if powers else ""
             raise KernelError(
-                f"{spec}: energy of {kernel.name} at {place} is NaN or infinite: expected a finite real number"
+                f"{spec}: energy of {kernel.name} at {place} is NaN or infinite: expected a finite real number{hint}"
             )
+
+
+def _takes_zero(power: Pow) -> bool:
+    """Whether 0 can be enclosed to that power: the others go by logarithms."""
+    exponent = power.exp
+    return power.base.is_number or (isinstance(exponent, Rational) and exponent.q & (exponent.q - 1) == 0)
 
 
 def load_module(spec: str | Path) -> ModuleType:

@@ -7,7 +7,7 @@ the units of the data.
 from __future__ import annotations
 
 import keyword
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sympy import Abs, Expr, Float, I, Max, Min, Piecewise, Rational, Symbol, nan, oo, sympify, zoo
@@ -83,6 +83,10 @@ class Kernel:
         put = object.__setattr__  # the dataclass is frozen
         if not (isinstance(self.name, str) and self.name.isidentifier() and not keyword.iskeyword(self.name)):
             raise KernelError(f"kernel {self.name!r}: expected a name that is a Python identifier")
+        if not isinstance(self.parameters, Sequence):
+            raise KernelError(
+                f"kernel {self.name}: parameters: expected a list of Parameters, got {type(self.parameters).__name__}"
+            )
         put(self, "parameters", tuple(self.parameters))
         put(self, "facts", tuple(self.facts))
         put(self, "readings", tuple(self.readings) or tuple(self.geometry.pairs)[:1])
@@ -161,9 +165,11 @@ class Kernel:
                 )
         strangers = energy.free_symbols - set(self.symbols)
         if strangers:
+            known, names = set(map(str, self.symbols)), sorted(map(str, strangers))
+            what = ", ".join(f"another symbol {name} than its own" if name in known else name for name in names)
             raise KernelError(
-                f"kernel {self.name}: energy uses {', '.join(sorted(map(str, strangers)))}: expected only "
-                f"{', '.join(map(str, self.symbols))}"
+                f"kernel {self.name}: energy uses {what}: expected only {', '.join(map(str, self.symbols))}, "
+                "or one more Parameter in parameters=[…]"
             )
         if not energy.free_symbols & set(self.geometry.coordinates):
             raise KernelError(

@@ -260,6 +260,8 @@ def _pair(given: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     return given["z"], given["mu" if "mu" in given else "m"]
 
 
+# How a kernel file becomes a Kernel; this package does without what reads such files.
+_OWN_KERNELS = "of a kernel file expected from_source(module_source(load_kernel(FILE)), NAME)"
 _LOADED: dict[str, Kernel] = {}  # not functools.cache, which torch.compile ignores: it would trace the import
 
 _GEOMETRIES: Mapping[str, type[Kernel]] = {
@@ -277,9 +279,15 @@ def kernel(name: str | Kernel) -> Kernel:
 
     Raises:
         ValueError: no such kernel; the message gives the nearest names.
+        TypeError: neither a name nor a Kernel.
     """
     if isinstance(name, Kernel):
         return name
+    if not isinstance(name, str):
+        raise TypeError(
+            f"expected a built-in kernel's name or an implicit_em.Kernel, got {type(name).__module__}."
+            f"{type(name).__qualname__}: {_OWN_KERNELS}"
+        )
     if name not in _LOADED:
         _LOADED[name] = _built_in(name)
     return _LOADED[name]
@@ -290,7 +298,7 @@ def _built_in(name: str) -> Kernel:
     if name not in names:
         near = difflib.get_close_matches(name, names)
         hint = f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(names)}"
-        raise ValueError(f"unknown kernel {name!r}: {hint}")
+        raise ValueError(f"unknown kernel {name!r}: {_OWN_KERNELS if name.endswith('.py') else hint}")
     return _wrapped(importlib.import_module(f"{_generated.__name__}.{name}"), (kernel, (name,)))
 
 
@@ -310,11 +318,20 @@ def from_source(source: str, name: str) -> Kernel:
         source: what `implicit-em generate` would write.
         name: the module's name, for tracebacks; the kernel's own is the NAME in the source.
     Raises:
-        ValueError: as in `from_module`.
+        ValueError: as in `from_module`, or the text does not run.
+        TypeError: no text.
     """
+    if not isinstance(source, str):
+        raise TypeError(f"expected the text of a generated module, got {type(source).__name__}: {_OWN_KERNELS}")
     # No __name__ among the functions' globals: torch.compile would import a module of that name.
     namespace: dict[str, Any] = {}
-    exec(compile(source, f"<generated {name}>", "exec"), namespace)
+    try:
+        exec(compile(source, f"<generated {name}>", "exec"), namespace)
+    except Exception as error:
+        raise ValueError(
+            f"expected the text of a generated module as {name}, got one that does not run: "
+            f"{type(error).__name__}: {error}; {_OWN_KERNELS}"
+        ) from error
     module = ModuleType(name)
     vars(module).update(namespace)
     return _wrapped(module, (from_source, (source, name)))

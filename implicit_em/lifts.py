@@ -83,7 +83,10 @@ def check_lift(kernel: Kernel, lift: str) -> None:
 
 
 def check_points(x: Tensor, mu: Tensor) -> None:
-    """Raises ValueError unless points and locations have features, and as many."""
+    """Raises ValueError unless points and locations have features, and as many; TypeError unless they are tensors."""
+    for name, points in (("x", x), ("mu", mu)):
+        if not isinstance(points, Tensor):
+            raise TypeError(f"expected {name} as a tensor, got {type(points).__name__}")
     if x.ndim < 2 or mu.ndim < 2 or x.shape[-1] != mu.shape[-1]:
         raise ValueError(
             f"expected x [sample, feature] and mu [component, feature] with equal feature counts, "

@@ -135,6 +135,10 @@ def test_an_interrupted_run_is_resumed(fake_run: object, in_tmp: Path, capsys: p
     assert Path("out/findings.jsonl").read_text().splitlines()[:2] == kept
     assert json.loads(Path("out/report.json").read_text())["summary"]["passed"] == 2
 
+    capsys.readouterr()
+    assert main([*arguments, "--resume", "--seed", "1"]) == FOUND
+    assert "--resume: nothing in out is of these kernels with this profile, seed and code" in capsys.readouterr().err
+
     assert main(arguments) == FOUND  # a run of its own starts its journal anew
     assert len(Path("out/findings.jsonl").read_text().splitlines()) == 6
 
@@ -271,6 +275,7 @@ def test_an_interrupted_run_is_no_success() -> None:
     text = "\n".join(_lines(Report(report.environment, 4, [*report.findings[:3], left])))
     assert "– 3 of 4 cells hold, 1 not run" in text
     assert "✓ 3 of 4" not in text
+    assert "✓ student_t" not in text, "its row"
 
 
 def test_colour_is_left_out_where_it_is_not_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,6 +299,11 @@ def test_colour_is_left_out_where_it_is_not_wanted(monkeypatch: pytest.MonkeyPat
             "from derivations import Kernel, u\nKERNEL = Kernel('k', u**2, expected_failures=({},))\n",
             "expected_failures: expected a dict, check/function → reason, got tuple",
         ),
+        (
+            "from sympy import Abs, Rational\nfrom derivations import Kernel, u\n"
+            "KERNEL = Kernel('k', Abs(u) ** Rational(1, 3))\n",
+            "of 0 there is no power 1/3, only whole numbers, halves and quarters",
+        ),
     ],
 )
 @pytest.mark.parametrize("command", ["derive", "verify"])
@@ -316,7 +326,11 @@ def test_the_code_of_a_file_is_printed(in_tmp: Path, capsys: pytest.CaptureFixtu
 
 @pytest.mark.parametrize(
     ("key", "said"),
-    [("stableform/energy", "unknown check"), ("stable_form/enregy", "no such cell"), ("derivation/energy", "steps")],
+    [
+        ("stableform/energy", "unknown check: did you mean stable_form?"),
+        ("stable_form/enregy", "no such cell"),
+        ("derivation/energy", "steps"),
+    ],
 )
 def test_a_failure_that_cannot_be_expected_is_refused(
     key: str, said: str, in_tmp: Path, capsys: pytest.CaptureFixture[str]

@@ -365,6 +365,8 @@ BAD_KERNELS: Mapping[str, tuple[Callable[[], Any], str]] = {
     "a parameter without use": (lambda: Kernel("k", u**2, [scale]), "scale"),
     "a symbol that is no parameter": (lambda: Kernel("k", u**2 / scale), "scale"),
     "a parameter of another kind": (lambda: Kernel("k", u**2 / NOT_POSITIVE, [NOT_POSITIVE]), "expected a Parameter"),
+    "a parameter's namesake": (lambda: Kernel("k", u**2 / NOT_POSITIVE, [scale]), "another symbol scale than its own"),
+    "one parameter for a list": (lambda: Kernel("k", u**2 / scale, scale), "expected a list of Parameters"),  # type: ignore[arg-type]
     "a constant": (lambda: Kernel("k", Integer(3)), "constant"),
     "a constant of a parameter": (lambda: Kernel("k", log(scale), [scale]), "constant"),
     "a name that is no name": (lambda: Kernel("my kernel", u**2), "identifier"),

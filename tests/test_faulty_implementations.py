@@ -62,6 +62,13 @@ def _file(text: str) -> str:
     return str(path)
 
 
+CRASHES = {
+    "a sum": ("(z + m + sigma).sum()", "IMPLEMENTATION['activation']: expected a tensor of shape (8,), got shape ()"),
+    "a number": ("3.0", "IMPLEMENTATION['activation']: expected a tensor of shape (8,), got float"),
+    "a name that torch lacks": ("torch.tahn(z * m * sigma)", "has no attribute 'tahn', in mine_"),
+}
+
+
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -90,3 +97,15 @@ def test_a_fault_is_found_again_by_its_own_command(fault: str, capsys: pytest.Ca
         again, found, _ = _verify(capsys, *words)
         assert again == FOUND
         assert [f for f in failed if f["reproduce"] == command] == found
+
+
+@pytest.mark.parametrize("crash", CRASHES)
+def test_code_that_cannot_be_judged_is_told_in_one_line(crash: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, said = CRASHES[crash]
+    path = _file(f"def activation(z, m, sigma):\n    return {code}")
+    status, failed, _ = _verify(capsys, path, "--profile", "quick", "--check", "posterior_mean.accuracy")
+    assert status == FOUND
+    assert failed
+    for finding in failed:
+        assert finding["reason"].startswith("crashed: ")
+        assert said in finding["reason"]

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from derivations import load_kernel
 from implicit_em import Kernel, from_module, from_source, kernel, kernel_names, responsibilities
 from implicit_em.invariants import precision_cholesky
 
@@ -73,6 +74,27 @@ class TestNames:
             kernel("qqq")
         with pytest.raises(ValueError, match="unknown kernel '__init__'"):
             kernel("__init__")
+
+    @pytest.mark.parametrize("given", [None, load_kernel("gaussian")])
+    def test_what_is_neither_a_name_nor_a_kernel(self, given: Any) -> None:
+        with pytest.raises(
+            TypeError, match=r"^expected a built-in kernel's name or an implicit_em.Kernel, got .*: of a "
+        ):
+            kernel(given)
+
+    def test_a_kernel_file_is_not_a_name(self) -> None:
+        with pytest.raises(ValueError, match=r"^unknown kernel 'welsch.py': of a kernel file expected from_source"):
+            kernel("welsch.py")
+
+    @pytest.mark.parametrize(
+        ("source", "error"),
+        [("welsch.py", ValueError), ("x = (", ValueError), (load_kernel("gaussian"), TypeError)],
+    )
+    def test_what_is_no_generated_module(self, source: Any, error: type[Exception]) -> None:
+        with pytest.raises(
+            error, match=r"^expected the text of a generated module.*of a kernel file expected from_source"
+        ):
+            from_source(source, "welsch")
 
     def test_a_function_that_a_kernel_does_not_have(self) -> None:
         logistic = kernel("logistic")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from dataclasses import replace
 from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 import verify.report
-from verify.finding import SCHEMA, Cell, Finding, Report
+from verify.finding import INTERRUPTED, SCHEMA, Cell, Finding, Report
 from verify.report import write_html
 from verify.report.document import UnreadableReport, read_report, write_json
 from verify.report.mathml import mathml
@@ -152,6 +153,14 @@ def test_the_verdict_comes_first_and_failures_before_the_rest(report: Report) ->
     assert "<title>implicit-em: 3 failed and 1 undecided of 9 cells</title>" in page
     order = [page.index(mark) for mark in ("<h1", 'id="attention"', 'id="overview"', 'id="student_t"', 'id="huber"')]
     assert order == sorted(order)
+
+
+def test_an_interrupted_run_is_no_success(report: Report) -> None:
+    held = [finding for finding in report.findings if finding.status == "passed"]
+    left = replace(held[0], status="not_run", basis=None, reason=INTERRUPTED)
+    page = render(Report(report.environment, 2, [held[0], left]))
+    assert '<h1 class="not_run">' in page
+    assert "(not run)</span></a></li>" in " ".join(page.split()), "the kernel in the contents"
 
 
 def test_the_parts_of_a_kernel_are_shown_and_text_is_escaped(report: Report) -> None:

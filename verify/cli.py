@@ -302,6 +302,11 @@ def verify(
     journal = Journal(report_path / "findings.jsonl", settings) if report_path else None
     if journal and not resume:
         journal.clear()
+    elif journal and not journal.finished(specs or kernel_names()):
+        click.echo(
+            f"--resume: nothing in {report_path} is of these kernels with this profile, seed and code: all is run",
+            err=True,
+        )
     report, finished = _run(specs or kernel_names(), settings, jobs, journal)
     _print(*summary(report, _write_report(report, report_path, json_path)))
     if not finished:

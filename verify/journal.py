@@ -16,6 +16,7 @@ from verify.settings import Settings
 
 _ROOT = Path(__file__).resolve().parent.parent
 _PACKAGES = ("derivations", "implicit_em", "verify")
+_READ = (".py", ".json", ".cpp", ".triton")
 
 
 class Journal:
@@ -77,6 +78,6 @@ def _toolkit() -> str:
     total = hashlib.sha256()
     for package in _PACKAGES:
         for path in sorted((_ROOT / package).rglob("*")):
-            if path.suffix in (".py", ".json"):
+            if path.suffix in _READ:
                 total.update(f"{path.relative_to(_ROOT)}\n".encode() + path.read_bytes())
     return total.hexdigest()

@@ -58,8 +58,9 @@ def _require_known_failures(spec: str, kernel: Subject, checks: Mapping[str, Che
     for key in kernel.kernel.expected_failures:
         check, _, function = key.partition("/")
         if check not in checks:
-            near = get_close_matches(check, checks, n=3) or list(checks)
-            raise KernelError(f"{spec}: expected_failures {key!r}: unknown check: expected one of {', '.join(near)}")
+            near = get_close_matches(check, checks, n=3)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(checks)}"
+            raise KernelError(f"{spec}: expected_failures {key!r}: unknown check: {hint}")
         known = dict.fromkeys(cell.function for cell in checks[check].cells(kernel, Settings("deep")))
         if function not in known:
             raise KernelError(

@@ -8,6 +8,7 @@ from functools import cached_property
 from types import ModuleType
 from typing import Any
 
+import torch
 from sympy import Eq, Expr, Piecewise, S, Symbol, limit, log, tanh
 from torch import Tensor
 
@@ -156,4 +157,19 @@ def _handwritten(spec: str, code: implicit_em.Kernel, given: Any) -> Mapping[str
             raise KernelError(f"{spec}: IMPLEMENTATION[{name!r}]: expected one of {', '.join(known)}")
         if not callable(function):
             raise KernelError(f"{spec}: IMPLEMENTATION[{name!r}]: expected a callable, got {type(function).__name__}")
-    return given
+    return {name: _checked(f"{spec}: IMPLEMENTATION[{name!r}]", function) for name, function in given.items()}
+
+
+def _checked(what: str, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The function, held to a result of the shape of its arguments together."""
+
+    def called(*arguments: Tensor) -> Tensor:
+        result: object = function(*arguments)
+        shape = torch.broadcast_shapes(*(argument.shape for argument in arguments))  # type: ignore[no-untyped-call]
+        if not isinstance(result, Tensor):
+            raise TypeError(f"{what}: expected a tensor of shape {tuple(shape)}, got {type(result).__name__}")
+        if result.shape != shape:
+            raise ValueError(f"{what}: expected a tensor of shape {tuple(shape)}, got shape {tuple(result.shape)}")
+        return result
+
+    return called

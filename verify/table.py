@@ -10,7 +10,7 @@ from rich.console import RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
-from verify.finding import INTERRUPTED, Finding, Report, Status
+from verify.finding import Finding, Report, Status
 from verify.report.notation import (
     MARKS,
     WORDS,
@@ -25,7 +25,7 @@ from verify.report.notation import (
     rests_on,
     worst_input,
 )
-from verify.report.tally import BASES, Tally, gravest_first, grouped, headline
+from verify.report.tally import BASES, Tally, gravest_first, grouped, headline, verdict
 
 STYLES: dict[Status, str] = {
     "passed": "green",
@@ -180,9 +180,7 @@ def _skipped(report: Report) -> Iterator[RenderableType]:
 
 def _verdict(report: Report) -> Text:
     total = Tally.of(report.findings)
-    status: Status = "passed" if report.ok else "failed"
-    if report.ok and any(finding.reason == INTERRUPTED for finding in report.findings):
-        status = "not_run"  # what was finished holds, and that is no verdict on the rest
+    status = verdict(report)
     return Text(f"{MARKS[status]} {headline(total)}", style=STYLES[status])
 
 

@@ -25,7 +25,7 @@ KERNEL = Kernel(
 )
 
 # To check torch code of your own against the energy, take the comments away. The names are those of
-# `implicit-em kernels --json FILE`; each function takes tensors that broadcast together.
+# `implicit-em kernels --json FILE`; each function takes tensors of one dtype and shape.
 #
 # import torch
 #

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import shlex
 import signal
+import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -96,8 +97,17 @@ def perform(task: Task, settings: Settings, bench: Workbench) -> Finding | Page:
             raise ValueError(f"passed with {finding.measured} measured and {finding.budget} allowed")
         finding = expected(subject(bench, task.spec), Finding.from_dict(_through_json(finding.as_dict())))
     except Exception as error:  # whatever a check raises is a finding about it
-        return crashed(task, settings, f"{type(error).__name__}: {error}")
+        return crashed(task, settings, f"{type(error).__name__}: {error}{_line_in(task.spec, error)}")
     return finding if finding.reproduce else replace(finding, reproduce=reproduce(task.spec, finding.cell, settings))
+
+
+def _line_in(spec: str, error: Exception) -> str:
+    """Which line of a kernel file the error comes from, if from there; the first of several that Hypothesis found."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename) == Path(spec).resolve()]
+    return f", in {spec}, line {lines[-1]}" if lines else ""
 
 
 def _within_budget(finding: Finding) -> bool:

@@ -36,8 +36,8 @@ from verify.subject import Subject
 NAME = "fused"
 # Problems per cell, and the most samples × components × features of one. Sums of many terms never err as much as all of
 # them at once could: how near results come to their budgets is seen where there are few.
-PROBLEMS = {"quick": (4, 8), "standard": (10, 120), "deep": (32, 200)}
-NUMBERS = {"quick": (4_000, 4), "standard": (8_000, 4), "deep": (60_000, 4)}
+PROBLEMS = {"quick": (4, 8), "standard": (10, 160), "deep": (32, 200)}
+NUMBERS = {"quick": (4_000, 4), "standard": (8_000, 6), "deep": (60_000, 4)}
 
 
 def lifts_of(subject: Subject) -> list[str]:

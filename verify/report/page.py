@@ -15,7 +15,7 @@ from verify.finding import Finding, Report
 from verify.report import notation
 from verify.report.mathml import mathml
 from verify.report.plot import activation_plot, error_plot
-from verify.report.tally import BASES, Tally, gravest_first, grouped, headline, property_of
+from verify.report.tally import BASES, Tally, gravest_first, grouped, headline, property_of, verdict
 
 _HERE = Path(__file__).parent
 # Failures that are open on the page; a wall of them hides the first one.
@@ -96,6 +96,7 @@ def render(report: Report) -> str:
         report=report,
         about=report.environment,
         total=Tally.of(report.findings),
+        overall=verdict(report),
         kernels=kernels,
         theorems=next((kernel.page["theorems"] for kernel in kernels if kernel.page["theorems"]), []),
         properties=list(grouped(report.findings, property_of)),

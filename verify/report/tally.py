@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import get_args
 
-from verify.finding import Basis, Finding, Status
+from verify.finding import INTERRUPTED, Basis, Finding, Report, Status
 from verify.report.notation import count, plural, ratio
 
 BASES: tuple[Basis, ...] = get_args(Basis)
@@ -45,8 +45,11 @@ class Tally:
 
     @property
     def status(self) -> Status:
-        """The one word for all of them: the gravest there is."""
-        order: tuple[Status, ...] = ("failed", "undecided", "passed", "expected_failure")
+        """The one word for all of them: the gravest there is. What an interrupted run did not reach is no pass."""
+        held: tuple[Status, ...] = ("passed", "expected_failure")
+        if any(finding.reason == INTERRUPTED for finding in self.findings):
+            held = ()
+        order: tuple[Status, ...] = ("failed", "undecided", *held)
         return next((status for status in order if self.count(status)), "not_run")
 
     def count(self, status: Status) -> int:
@@ -55,6 +58,13 @@ class Tally:
     def passed_on(self, basis: Basis) -> int:
         """How many passes rest on this."""
         return sum(finding.status == "passed" and finding.basis == basis for finding in self.findings)
+
+
+def verdict(report: Report) -> Status:
+    """Of the whole run. That what was finished of an interrupted one holds is no verdict on the rest."""
+    if not report.ok:
+        return "failed"
+    return "not_run" if any(finding.reason == INTERRUPTED for finding in report.findings) else "passed"
 
 
 def headline(total: Tally) -> str:
