@@ -14,9 +14,9 @@
 // Lanes are samples. So a sum over components or features needs no horizontal step, and components and features may
 // have any number; only sums over samples, for gradients, end with one.
 
-constexpr int64_t ROWS = SHAPE == FEATURES ? 1 : 4;  // components at a time: what they keep has to stay in registers
+constexpr int64_t ROWS = SHAPE == FEATURES ? 1 : 2;  // components at a time: what they keep has to stay in registers
 constexpr int64_t ARMS = 4;                          // and of gradients
-constexpr int64_t WIDTH = 2;                         // features at a time, of gradients
+constexpr int64_t WIDTH = 4;                         // features at a time, of gradients
 constexpr int64_t BLOCK = 8;                         // features in one partial sum
 constexpr int64_t CHUNK = 32;                        // components between two rescalings, and in one partial sum
 constexpr int64_t STRANDS = 4;                       // sums of a chunk's exponentials, side by side
