@@ -4,8 +4,8 @@ own, since kernels are bound to the interpreter when they are defined."""
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,10 @@ from implicit_em import Kernel, kernel, mixture_log_partition
 from implicit_em.fused import call, gpu, triton_text
 from implicit_em.fused.form import Form, form_of
 from implicit_em.kernels import kernel_names
+from verify.checks import CHECKS, fused
+from verify.fused.products import PRODUCTS
+from verify.primitives import cache_directory, measurement, store
+from verify.settings import Settings
 from verify.subject import load_subject
 
 KERNELS = [kernel(name) for name in kernel_names() if kernel(name).geometry != "learned"]
@@ -45,6 +49,21 @@ def _on_this_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter takes tensors on a CPU for those on a GPU."""
     monkeypatch.setitem(call.ENGINES, "triton", call.Engine(gpu, "cpu", "the interpreter", "nothing"))
     monkeypatch.setattr(gpu, "is_available", lambda: True)
+
+
+@pytest.fixture(scope="module")
+def _measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Rounding errors of the interpreter's functions, measured as those of a GPU; one program takes many numbers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IMPLICIT_EM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(measurement, "MEASURED", (*measurement.MEASURED, ("cpu", "triton")))
+        patch.setattr(gpu, "_APPLIED", 2**16)
+        # The interpreter takes milliseconds for an operation of a program.
+        patch.setitem(fused.NUMBERS, "quick", (600, 6))
+        patch.setitem(fused.PROBLEMS, "quick", (3, 5))
+        for dtype in ("float64", "float32"):
+            store(measurement.measure(dtype, "cpu", "triton", seed=0, depth="quick"), cache_directory())
+        yield
 
 
 @dataclass
@@ -170,6 +189,72 @@ def check(of: Problem) -> None:
 @pytest.mark.parametrize(("name", "lift"), CASES)
 def test_value_and_gradients_are_those_of_eager_torch(name: str, lift: str, dtype: torch.dtype) -> None:
     check(problem(name, lift, dtype))
+
+
+def verdicts(name: str, lift: str, dtype: str, *quantities: str) -> set[str]:
+    """What check `fused` says of the kernels here."""
+    subject = load_subject(name)
+    settings = Settings("quick", dtypes=(dtype,), devices=("cuda",), backends=("triton",))
+    planned = [cell for cell in CHECKS["fused"].cells(subject, settings) if cell.function.startswith(f"{lift}/")]
+    cells = [cell for cell in planned if not quantities or cell.function.endswith(quantities)]
+    assert cells
+    return {CHECKS["fused"].run(subject, replace(cell, device="cpu"), settings).status for cell in cells}
+
+
+@pytest.mark.parametrize(
+    ("name", "lift", "dtype"), [*((*case, "float32") for case in CASES), *((*case, "float64") for case in SHAPES)]
+)
+@pytest.mark.usefixtures("_measured", "_on_this_processor")
+def test_results_are_within_their_budgets(name: str, lift: str, dtype: str) -> None:
+    assert verdicts(name, lift, dtype) == {"passed"}
+
+
+@pytest.mark.parametrize("precision", [name for name, product in PRODUCTS.items() if product])
+@pytest.mark.parametrize(("name", "lift"), [("gaussian", "radial"), ("student_t", "radial"), ("mahalanobis", "own")])
+@pytest.mark.usefixtures("_measured", "_on_this_processor")
+def test_products_are_within_their_budgets(name: str, lift: str, precision: str) -> None:
+    assert verdicts(name, f"{lift}:{precision}", "float32") == {"passed"}
+
+
+@pytest.mark.usefixtures("_measured", "_on_this_processor")
+def test_the_check_sees_a_precision_in_anothers_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "_rounded", lambda points, precision: points.bfloat16().to(points))
+    assert verdicts("gaussian", "radial:tf32", "float32", "log_partition") == {"failed"}
+    assert verdicts("gaussian", "radial:bf16", "float32", "log_partition") == {"passed"}
+
+
+# A piece of the kernels' text, what takes its place, and a quantity that goes wrong by it.
+FAULTS = [
+    ("squares in 16 bits", "u = x_d - mu_d\n            total",
+     "u = (x_d - mu_d).to(tl.float16).to(DTYPE)\n            total", "log_partition"),
+    ("a power of 2 for that of e", "tl.sum(tl.exp(score - shift)", "tl.sum(tl.exp2(score - shift)", "log_partition"),
+    ("the sign of a slope", "subtract(place + k, weight * (mu_d - x_d))",
+     "subtract(place + k, weight * (x_d - mu_d))", "mu"),
+    ("a tile of samples left out", "for first in range(begin, tl.minimum(begin + PART, COUNT), ROWS):\n        pair",
+     "for first in range(begin + ROWS, tl.minimum(begin + PART, COUNT), ROWS):\n        pair", "mixing_logits"),
+    ("a common factor in 16 bits", "* tl.load(scale + first + n)",
+     "* tl.load(scale + first + n).to(tl.float16).to(DTYPE)", "mixing_logits"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "quantity"), [fault[1:] for fault in FAULTS], ids=[fault[0] for fault in FAULTS]
+)
+@pytest.mark.usefixtures("_measured", "_on_this_processor")
+def test_the_check_sees_faulty_kernels(monkeypatch: pytest.MonkeyPatch, old: str, new: str, quantity: str) -> None:
+    original = gpu._template
+
+    def faulty(lists: Mapping[str, Sequence[str]]) -> str:
+        text = original(lists)
+        assert text.count(old) == 1
+        return text.replace(old, new)
+
+    monkeypatch.setattr(gpu, "_template", faulty)
+    gpu._module.cache_clear()
+    try:
+        assert verdicts("gaussian", "radial", "float32", quantity) == {"failed"}
+    finally:
+        gpu._module.cache_clear()
 
 
 @pytest.mark.parametrize("lift", ["radial", "sum"])

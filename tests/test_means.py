@@ -14,10 +14,10 @@ import torch
 from implicit_em.fused.form import form_of
 from verify.formats import FORMATS
 from verify.fused.budget import Loops, arithmetic_of_loops
+from verify.fused.depths import on_a_cpu
 from verify.fused.means import Means
 from verify.fused.points import Points
 from verify.fused.problems import Problem
-from verify.fused.weights import Weights
 from verify.rounded import Rounded, arithmetic_of
 from verify.subject import load_subject
 
@@ -77,14 +77,14 @@ def with_means(middle: Any, half: Any, values: Any, impossible: Any = False, slo
         towards_mean=np.random.default_rng(count).standard_normal((samples, np.shape(values)[1])),
         layout="contiguous",
     )
-    nowhere = np.broadcast_to(problem.impossible, middle.shape)
     scores = Rounded(arithmetic, middle - half, middle + half)
-    low, high = (np.where(nowhere, -np.inf, end) for end in (scores.low, scores.high))
-    top = Rounded(arithmetic, low.max(1), high.max(1))
     slope = np.zeros((*middle.shape, 1)) if slope is None else slope
     with np.errstate(all="ignore"):
-        loops = Loops(subject, form, Points(problem, arithmetic_of("float32")), arithmetic)
-        means = Means(loops, Weights(loops, scores, top, nowhere), scores, top, nowhere)
+        loops = Loops(subject, form, Points(problem, arithmetic_of("float32")), arithmetic, on_a_cpu(problem, 4))
+        loops.scores = scores
+        means = Means(loops)
+    nowhere = loops.impossible
+    low, high = (np.where(nowhere, -np.inf, end) for end in (scores.low, scores.high))
     low_slope, high_slope = (np.asarray(end, np.longdouble) for end in (slope - room, slope + room))
     return Case(low, high, nowhere, Rounded(arithmetic, low_slope, high_slope), means)
 
@@ -184,7 +184,7 @@ def ways(given: Case, rng: np.random.Generator) -> Iterator[bool]:
             scores[own] = given.high[own]
             scores = np.minimum(scores, scores[own][:, None])
             assert (scores >= given.low).all()
-            for chunk, first in enumerate(given.means.loops.chunks):
+            for chunk, first in enumerate(given.means.loops.depths.chunks):
                 change = before(given, scores, start, first) - usual[:, chunk]
                 yield is_beyond(change, -room[:, chunk], room[:, chunk], OWN * np.ptp(gap, 1))
 
@@ -208,7 +208,7 @@ def looped(given: Case, scores: Any, rng: np.random.Generator) -> tuple[Any, Any
     weights[own] = 0
     mean, total = values[own[1]], np.ones((SAMPLES, 1), narrow)
     rest = np.zeros_like(mean)
-    for first, end in zip(loops.chunks, [*loops.chunks[1:], count], strict=True):
+    for first, end in zip(loops.depths.chunks, [*loops.depths.chunks[1:], count], strict=True):
         moves, more = np.zeros_like(mean), np.zeros_like(total)
         for k in rng.permutation(np.arange(first, end)):
             # A product and a sum are rounded once: what long double takes from them before is far below that.

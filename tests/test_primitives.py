@@ -259,8 +259,10 @@ def test_what_cannot_be_measured_is_refused() -> None:
         measure("float16", seed=0)
     with pytest.raises(ValueError, match="expected a depth out of full, quick, got 'deep'"):
         measure("float32", seed=0, depth="deep")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="expected device cpu and backend eager or compile, got cuda and eager"):
-        measure("float32", seed=0, device="cuda")
+    with pytest.raises(
+        ValueError, match=r"expected a device and backend out of cpu eager, cpu compile, .*, got cuda compile"
+    ):
+        measure("float32", "cuda", "compile", seed=0)
 
 
 # --- planted faults
@@ -377,7 +379,7 @@ def test_a_sweep_finds_the_one_bad_input() -> None:
 
 
 def test_processes_find_what_one_process_finds() -> None:
-    sweep = partial(measurement._sweep_task, "sqrt", "eager", ("contiguous",))
+    sweep = partial(measurement._sweep_task, "sqrt", "cpu", "eager", ("contiguous",))
     tasks = [("sqrt", partial(sweep, first, first + 50_000)) for first in (-25_000, 2**30)]
     seen: list[float] = []
     apart = measurement._gathered(tasks, 2, lambda name, fraction: seen.append(fraction))

@@ -320,16 +320,16 @@ def verify(
 
 def _measure_what_is_lacking(settings: Settings) -> None:
     """Budgets rest on a table for this very processor and torch: one that nobody has measured is measured, and said."""
-    from verify.environment import primitive_tables
+    from verify.environment import place_of, primitive_tables
     from verify.primitives import cache_directory, measure, store, unmeasured
 
-    _, lacking = primitive_tables(settings.dtypes, settings.backends)
+    _, lacking = primitive_tables(settings.dtypes, settings.backends, settings.devices)
     # float64 first: it is what float32 is measured against.
-    for (dtype, backend), message in sorted(lacking.items(), reverse=True):
+    for (dtype, *place), message in sorted(lacking.items(), reverse=True):
         click.echo(f"{message}; a quick measurement stands in for it", err=True)
-        names = unmeasured(dtype, backend=backend)
-        with _fraction(f"measuring {dtype} {backend}") as advance:
-            table = measure(dtype, seed=settings.seed, depth="quick", names=names, progress=advance, backend=backend)
+        names = unmeasured(dtype, *place)
+        with _fraction(f"measuring {dtype} {place_of(*place)}") as advance:
+            table = measure(dtype, *place, seed=settings.seed, depth="quick", names=names, progress=advance)
         store(table, cache_directory())
 
 
@@ -500,7 +500,10 @@ def _values(text: str | None) -> dict[str, float]:
     epilog="Example: implicit-em primitives --dtype float32 --depth quick",
 )
 @_names_option("--dtype", _computing, "float64 or float32, in which all is computed; both by default.", metavar="DTYPE")
-@_names_option("--backend", _measured_backends, "eager or compile; both by default.", metavar="BACKEND")
+@_names_option("--device", _devices, "cpu or cuda; cpu by default.", metavar="DEVICE")
+@_names_option(
+    "--backend", _backends, "eager, compile or, on cuda, triton; all that there are by default.", metavar="BACKEND"
+)
 @click.option(
     "--depth",
     type=click.Choice(["full", "quick"]),
@@ -516,6 +519,7 @@ def _values(text: str | None) -> dict[str, float]:
 @json_option
 def primitives(
     dtype: tuple[str, ...],
+    device: tuple[str, ...],
     backend: tuple[str, ...],
     depth: Any,
     missing: bool,
@@ -524,20 +528,29 @@ def primitives(
     json_path: Path | None,
 ) -> None:
     """Measure the rounding error of each torch primitive on this machine; budgets rest on it."""
+    from verify.environment import missing as lacking
+    from verify.environment import place_of
     from verify.listing import primitive_table
-    from verify.primitives import cache_directory, measure, operations_of, store, unmeasured
+    from verify.primitives import MEASURED, cache_directory, measure, operations_of, store, unmeasured
 
+    places = [(on, kind) for on, kind in MEASURED if on in (device or ("cpu",)) and kind in (backend or _backends())]
+    if not places:
+        among = ", ".join(" ".join(place) for place in MEASURED)
+        raise click.UsageError(
+            f"--device {','.join(device)} --backend {','.join(backend)}: expected one out of {among}"
+        )
     tables = []
     # float64 first: it is what float32 is measured against.
-    for kind, name in product(backend or _measured_backends(), sorted(dtype or _computing(), reverse=True)):
-        chosen = unmeasured(name, backend=kind) if missing else operations_of(kind)
+    for (on, kind), name in product(places, sorted(dtype or _computing(), reverse=True)):
+        if reason := lacking(on, "triton" if on == "cuda" else kind):
+            raise click.UsageError(reason)
+        label = f"{name} {place_of(on, kind)}"
+        chosen = unmeasured(name, on, kind) if missing else operations_of(kind)
         if not chosen:
-            click.echo(
-                f"{name} {kind}: all {len(operations_of(kind))} primitives are measured as this processor runs them"
-            )
+            click.echo(f"{label}: all {len(operations_of(kind))} primitives are measured as this processor runs them")
             continue
-        with _fraction(f"measuring {name} {kind}") as advance:
-            table = measure(name, seed=seed, depth=depth, names=chosen, progress=advance, backend=kind)
+        with _fraction(f"measuring {label}") as advance:
+            table = measure(name, on, kind, seed=seed, depth=depth, names=chosen, progress=advance)
         _print(primitive_table(table), f"wrote {store(table, output or cache_directory())}", "")
         tables.append(table.as_dict())
     _write_json({"tables": tables}, json_path)

@@ -9,6 +9,7 @@ import platform
 import shutil
 from collections.abc import Iterable
 from functools import lru_cache
+from itertools import product
 
 import torch
 
@@ -18,8 +19,8 @@ from verify.primitives import MissingTable, load_table
 
 DEVICES = ("cpu", "cuda")
 BACKENDS = ("eager", "compile", "triton")
-# Where `primitives.measure` can measure: without a table of rounding errors there is no budget.
-_BUDGETED = (("cpu", "eager"), ("cpu", "compile"))
+# Where budgets say what runs: the order of sums, and rounding errors of primitives.
+_BUDGETED = (("cpu", "eager"), ("cpu", "compile"), ("cuda", "triton"))
 # Report key → distribution.
 _PACKAGES = {
     "implicit_em": "implicit-em",
@@ -85,29 +86,36 @@ def missing(device: str, backend: str) -> str | None:
     if backend == "compile" and device == "cpu" and compiler() is None:
         return "backend compile: no C++ compiler on the PATH (g++, clang++ or $CXX)"
     if (device, backend) not in _BUDGETED:
-        return f"{device} {backend}: the rounding errors of its primitives have not been measured"
+        return f"{device} {backend}: it has no budgets yet"
     return None
 
 
 def primitive_tables(
-    dtypes: Iterable[str], backends: Iterable[str] = BACKENDS
-) -> tuple[dict[str, str], dict[tuple[str, str], str]]:
-    """What the budgets of dtypes and backends rest on; and, where there is no table, what is lacking.
+    dtypes: Iterable[str], backends: Iterable[str] = BACKENDS, devices: Iterable[str] = DEVICES
+) -> tuple[dict[str, str], dict[tuple[str, str, str], str]]:
+    """What the budgets of dtypes, backends and devices rest on; and, where there is no table, what is lacking.
 
     Returns:
-        Descriptions by "dtype backend"; and, by (dtype, backend), the message of what is missing.
+        Descriptions by "dtype backend" on a CPU, "dtype device backend" elsewhere; and, by (dtype, device, backend),
+        the message of what is missing.
     """
     found, lacking = {}, {}
     computed = dict.fromkeys(format_of(dtype).computing.name for dtype in dtypes)
-    for backend in backends:
-        if missing("cpu", backend):
-            continue
-        for dtype in computed:
-            try:
-                table = load_table(dtype, "cpu", backend)
-            except MissingTable as error:
-                lacking[dtype, backend] = str(error)
-            else:
-                cases = sum(row.cases for row in table.values())
-                found[f"{dtype} {backend}"] = f"{len(table)} primitives, {table.depth} measurement, {cases:,} cases"
+    places = [place for place in product(devices, backends) if not missing(*place)]
+    # What a call does before the kernels run is eager torch.
+    places += [(device, "eager") for device, backend in places if backend == "triton"]
+    for (device, backend), dtype in product(dict.fromkeys(places), computed):
+        try:
+            table = load_table(dtype, device, backend)
+        except MissingTable as error:
+            lacking[dtype, device, backend] = str(error)
+        else:
+            cases = sum(row.cases for row in table.values())
+            label = place_of(device, backend)
+            found[f"{dtype} {label}"] = f"{len(table)} primitives, {table.depth} measurement, {cases:,} cases"
     return found, lacking
+
+
+def place_of(device: str, backend: str) -> str:
+    """The backend, on a device that is not said where it is the CPU."""
+    return backend if device == "cpu" else f"{device} {backend}"

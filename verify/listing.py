@@ -70,7 +70,7 @@ def primitive_table(table: PrimitiveTable) -> Table:
 
 def doctor_report() -> dict[str, Any]:
     """Versions, devices, tables of primitives, and for each thing that cannot be done here the reason."""
-    from verify.environment import BACKENDS, DEVICES, compiler, environment, missing, primitive_tables
+    from verify.environment import BACKENDS, DEVICES, compiler, environment, missing, place_of, primitive_tables
     from verify.formats import FORMATS
 
     reasons = {f"{device} {backend}": missing(device, backend) for device in DEVICES for backend in BACKENDS}
@@ -80,7 +80,7 @@ def doctor_report() -> dict[str, Any]:
         "runs": [name for name, reason in reasons.items() if reason is None],
         "primitives": tables,
         "will_not_run": {name: reason for name, reason in reasons.items() if reason}
-        | {f"budgets in {dtype} {backend}": reason for (dtype, backend), reason in lacking.items()},
+        | {f"budgets in {dtype} {place_of(*place)}": reason for (dtype, *place), reason in lacking.items()},
     }
 
 

@@ -127,7 +127,7 @@ def run(
             "seed": settings.seed,
             "profile": settings.profile,
             "jobs": jobs,
-            "primitives": primitive_tables(settings.dtypes, settings.backends)[0],
+            "primitives": primitive_tables(settings.dtypes, settings.backends, settings.devices)[0],
             "started": started.isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - clock, 2),
         },

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 from importlib.util import find_spec
 from string import Template
 from types import ModuleType
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from implicit_em.fused.form import Form
 from implicit_em.fused.program import Program
-from implicit_em.fused.triton_text import operand, scaled, statements
+from implicit_em.fused.triton_text import FUNCTIONS, operand, scaled, statements
 
 # How the shape square gets ‖x − μ‖²: "subtract" loses nothing at any offset; the others expand it, of points around the
 # mean location, into a product by `tl.dot`, of this type and precision. "tf32" and "bf16" round the points first, so
@@ -35,6 +36,8 @@ _PROGRAMS = 2048
 _PARTS_BYTES = 64 * 2**20
 
 
+# Numbers that a program has of a function that is tried.
+_APPLIED = 1024
 # Features between two jumps back, where one takes no more instructions than `_SHORT`.
 _UNROLL, _SHORT = 4, 16
 
@@ -111,9 +114,10 @@ def forward(
     top, total = x.new_empty(2, parts.count, problem.width)
     problem.launch(parts, top, total)
     largest = top.amax(0)
-    total = (total * (top - _finite(largest)).exp()).sum(0)[:n_samples]
+    # Parts are joined in float64, here and in gradients: there are few of them.
+    total = (total.double() * (top.double() - _finite(largest).double()).exp()).sum(0)[:n_samples]
     highest = largest[:n_samples]
-    return (highest.double() + total.double().log()).to(x.dtype), highest, total
+    return (highest.double() + total.log()).to(x.dtype), highest, total.to(x.dtype)
 
 
 def backward(
@@ -147,11 +151,24 @@ def backward(
     return towards_x, *_towards_components(problem, top, scale, shares)
 
 
+@dataclass(frozen=True)
+class Engine:
+    """`forward` and `backward` in one precision."""
+
+    forward: Callable[..., Any]
+    backward: Callable[..., Any]
+
+
+def in_precision(precision: str) -> Engine:
+    """The engine that forms squared distances like that; a name out of `PRECISIONS`."""
+    return Engine(partial(forward, precision=precision), partial(backward, precision=precision))
+
+
 def _towards_samples(problem: _Problem, top: Tensor, scale: Tensor) -> Tensor:
     parts = problem.parts("towards_samples", problem.n_features)
     out = top.new_zeros(parts.count, problem.n_features, problem.width)
     problem.launch(parts, top, scale, out)
-    return _joined(out)[:, : problem.n_samples].mT.contiguous()
+    return _joined(out)[:, : problem.n_samples].mT.to(top.dtype).contiguous()
 
 
 def _towards_components(
@@ -167,8 +184,9 @@ def _towards_components(
     there = slice(problem.n_components)
     found = None
     if shares:
-        found = [_own(share[:, there], count) for share, count in zip(_joined(own), problem.axes, strict=True)]
-    return _joined(towards_mu)[:, there].mT.contiguous(), _joined(counts)[there].double(), found
+        shares_of = zip(_joined(own), problem.axes, strict=True)
+        found = [_own(share[:, there], count).to(top.dtype) for share, count in shares_of]
+    return _joined(towards_mu)[:, there].mT.to(top.dtype).contiguous(), _joined(counts)[there], found
 
 
 def _own(share: Float[Tensor, "feature component"], axes: int) -> Tensor:
@@ -179,7 +197,7 @@ def _own(share: Float[Tensor, "feature component"], axes: int) -> Tensor:
 
 
 def _joined(parts: Float[Tensor, "part ..."]) -> Tensor:
-    return parts.sum(0, dtype=torch.float64).to(parts.dtype)
+    return parts.sum(0, dtype=torch.float64)
 
 
 def _finite(shift: Tensor) -> Tensor:
@@ -300,6 +318,36 @@ def _padded(values: Float[Tensor, "row ..."], count: int) -> Tensor:
     return values[rows].mT.contiguous() if values.ndim == 2 else values[rows]
 
 
+def own_function(name: str, *arguments: Float[Tensor, " number"]) -> Float[Tensor, " number"]:
+    """One of the functions that the kernels are made of, on a GPU, so that its rounding can be measured.
+
+    Args:
+        name: out of `triton_text.FUNCTIONS`.
+        arguments: contiguous, float32 or float64.
+    """
+    result = torch.empty_like(arguments[0])
+    kernel = getattr(_own_functions(result.dtype), f"apply_{name}")
+    with torch.cuda.device_of(result):  # type: ignore[no-untyped-call]
+        kernel[(-(-len(result) // _APPLIED),)](*arguments, result, len(result), SIZE=_APPLIED)
+    return result
+
+
+@cache
+def _own_functions(dtype: torch.dtype) -> ModuleType:
+    from torch._inductor.codecache import PyCodeCache  # brings SymPy, which importing this package does without
+
+    constants = {"DTYPE": _TYPES[dtype], "SHAPE": "'square'", "PRECISION": "'subtract'", "FACTOR": "DTYPE"}
+    applied = []
+    for name, expression in FUNCTIONS.items():
+        given = ["x", "y"][: expression.count("{")]
+        lines = ["i = tl.program_id(0) * SIZE + tl.arange(0, SIZE)"]
+        lines += [f"{each} = tl.load({each} + i, mask=i < N, other=1.0)" for each in given]
+        lines += [f"tl.store(out + i, {expression.format(*given)}, mask=i < N)"]
+        applied.append(_jitted(f"apply_{name}({', '.join(given)}, out, N, SIZE: tl.constexpr)", lines))
+    filled = _template({"names": [], "component": [], "feature": []})
+    return PyCodeCache.load("\n".join([*_HEAD, *_constants(constants), filled, *applied]))
+
+
 def source(form: Form, axes: Sequence[int], dtype: torch.dtype, precision: str = "subtract") -> str:
     """The Triton text for a form whose parameters have so many axes."""
     names = [f"p{i}" for i in range(len(axes))]
@@ -329,16 +377,24 @@ def source(form: Form, axes: Sequence[int], dtype: torch.dtype, precision: str =
     }
     head = [
         *_HEAD,
-        *(f"{name} = tl.constexpr({value})" for name, value in constants.items()),
+        *_constants(constants),
         *_loads(axes),
         *sums,
         _function("energy", energy, {energy.arguments[0]: "q"} | bound, ["q", *lists["component"]]),
         _function("slope", form.slope, dict(zip(form.slope.arguments, ["q", *names], strict=True)), ["q", *names]),
         _slopes(form.parameter_slopes, points | bound, names),
     ]
+    return "\n".join(head) + "\n\n" + _template(lists)
+
+
+def _constants(values: Mapping[str, object]) -> list[str]:
+    return [f"{name} = tl.constexpr({value})" for name, value in values.items()]
+
+
+def _template(lists: Mapping[str, Sequence[str]]) -> str:
+    """The kernels, with these names of parameters."""
     text = files("implicit_em.fused").joinpath("template.triton").read_text(encoding="utf-8")
-    filled = Template(text).substitute({key: "".join(f"{name}, " for name in each) for key, each in lists.items()})
-    return "\n".join(head) + "\n\n" + filled
+    return Template(text).substitute({key: "".join(f"{name}, " for name in each) for key, each in lists.items()})
 
 
 _HEAD = (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from implicit_em.competition import log_partition
+from implicit_em.fused import gpu
 from implicit_em.fused.call import ENGINES, Call, by_autograd, check_parameters
 from implicit_em.fused.form import Form
 from implicit_em.kernels import Kernel
@@ -27,6 +27,7 @@ def mixture_log_partition(
     lift: str = "radial",
     mixing_logits: Float[Tensor, " component"] | None = None,
     backend: str | None = None,
+    squares: str = "subtract",
     **params: Any,
 ) -> Float[Tensor, " sample"]:
     """L_n = log Σ_k π_k exp(−d(x_n, μ_k)), differentiable in all tensors, without the sample × component matrix.
@@ -43,6 +44,10 @@ def mixture_log_partition(
             "compile" on a CPU and "triton" on a GPU where it can: unless parameters vary over samples,
             precision_cholesky over components, or the energy is a callable. Where it could but finds no C++ compiler
             or no Triton, it warns.
+        squares: how squared distances are formed. "subtract" forms x − μ first, on all backends, and is the only one
+            whose error does not grow with the spread of the locations. On "triton", for radial and quadratic kernels,
+            products around the mean location take less time: "expand" in the dtype, and in float32 "tf32x3", "tf32" and
+            "bf16" on tensor cores; the last two round the points first, to 11 and 8 binary digits.
         params: as in `lifted_energy`.
     Returns:
         Nats, in the dtype of `x`; float16 and bfloat16 are computed in float32 and rounded once. A sample that no
@@ -50,7 +55,7 @@ def mixture_log_partition(
         distances beyond the root of the dtype's largest number for infinite, and below the root of its smallest for 0.
         Equal calls give equal bits with any number of threads. Second derivatives hold the matrix.
     Raises:
-        ValueError: shapes, lift, parameters or backend do not fit; the message says what was expected.
+        ValueError: shapes, lift, parameters, backend or squares do not fit; the message says what was expected.
         TypeError: as in `Kernel`.
         RuntimeError: backend is "compile", and the tensors are not on a CPU or there is no C++ compiler; or it is
             "triton", and the tensors are not on a CUDA device or there is no Triton.
@@ -58,10 +63,13 @@ def mixture_log_partition(
     """
     call = Call("mixture_log_partition", resolved(kernel), x, mu, lift, mixing_logits, params)
     chosen = call.engine(backend, BACKENDS)
+    if squares != "subtract" and chosen != "triton":
+        place = chosen or "eager"
+        raise ValueError(f"backend={place!r} has squares='subtract' alone, got {squares!r}: expected backend='triton'")
     if chosen is None:
         return call.in_blocks(partial(log_partition, mixing_logits=mixing_logits))
     form, points, log_weights, parameters = call.laid_out()
-    return fused(form, *points, log_weights, parameters, chosen).to(x.dtype)
+    return fused(form, *points, log_weights, parameters, chosen, squares).to(x.dtype)
 
 
 def fused(
@@ -71,6 +79,7 @@ def fused(
     log_weights: Float[Tensor, " component"],
     parameters: Sequence[Tensor],
     backend: str,
+    squares: str = "subtract",
 ) -> Float[Tensor, " sample"]:
     """log Σ_k exp(log π_k − d_nk) for a form, differentiable in all tensors.
 
@@ -79,12 +88,14 @@ def fused(
         log_weights: of any dtype; float64 is used.
         parameters: [], [component] or, for the shape features, [component, feature].
         backend: "compile" for tensors on a CPU, "triton" for those on a GPU.
+        squares: as in `mixture_log_partition`; "subtract" on a CPU.
     Raises:
-        ValueError: a shape is another one; the message gives it.
+        ValueError: a shape is another one, or the form has no such precision; the message gives it.
     """
     check_parameters(form, mu, parameters)
     tensors = (each.contiguous() for each in (x, mu, log_weights.double(), *parameters))
-    value: Tensor = _Fused.apply(ENGINES[backend].module, form, *tensors)  # type: ignore[no-untyped-call]
+    engine: Any = gpu.in_precision(squares) if backend == "triton" else ENGINES[backend].module
+    value: Tensor = _Fused.apply(engine, form, *tensors)  # type: ignore[no-untyped-call]
     return value
 
 
@@ -96,7 +107,7 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, engine: ModuleType, form: Form, x: Tensor, mu: Tensor, log_weights: Tensor, *parameters: Tensor
+        ctx: Any, engine: Any, form: Form, x: Tensor, mu: Tensor, log_weights: Tensor, *parameters: Tensor
     ) -> Tensor:
         value: Tensor
         value, *kept = engine.forward(form, x, mu, log_weights, parameters)

@@ -45,6 +45,14 @@ _TEXT: Mapping[str, str] = {
     "tanh": "libdevice.tanh({0})",
     "where": "tl.where({0}, {1}, {2})",
 }
+# Those whose results are rounded.
+FUNCTIONS: Mapping[str, str] = {
+    name: _TEXT[name]
+    for name in (
+        "add", "sub", "mul", "div", "hypot", "reciprocal", "sqrt", "exp", "expm1", "log", "log1p", "tanh", "sinh",
+        "asinh", "cosh", "sigmoid", "erf",
+    )
+}  # fmt: skip
 # A division by what is the same for many pairs: one reciprocal for all of them. Costs a rounding, and saves ten steps.
 _BY_A_FIXED_DIVISOR = "{0} * reciprocal({1})"
 

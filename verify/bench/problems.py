@@ -68,7 +68,7 @@ class Problem:
     x: Tensor
     mu: Tensor
     mixing_logits: Tensor
-    options: Mapping[str, Tensor]
+    options: Mapping[str, Any]
 
 
 def lifts_of(kernel: Kernel) -> tuple[str, ...]:

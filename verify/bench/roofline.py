@@ -20,7 +20,7 @@ from implicit_em.fused.form import Form, form_of
 from implicit_em.fused.program import Program
 from verify.bench.problems import Case, Problem
 from verify.bench.timing import finish
-from verify.fused.budget import BLOCK
+from verify.fused.depths import BLOCK
 
 # What costs about as much as a multiply-add; every other operation has a peak of its own.
 _CHEAP = frozenset({

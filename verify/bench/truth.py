@@ -114,13 +114,13 @@ def _error(errors: Any) -> Error:
     return Error(float(np.sqrt(np.square(errors).mean())), float(errors.max()))
 
 
-def _arguments(problem: Problem) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+def _arguments(problem: Problem) -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:
     """x, μ, logits and options in float64 on the CPU, and the very numbers of the problem."""
     x, mu, logits = (part.cpu().double() for part in (problem.x, problem.mu, problem.mixing_logits))
     return x, mu, logits, {name: part.cpu().double() for name, part in problem.options.items()}
 
 
-def _parameters(problem: Problem) -> dict[str, float]:
+def _parameters(problem: Problem) -> dict[str, Any]:
     """Defaults as numbers of the format, which is what the code is given."""
     return {p.name: problem.case.fmt.nearest(p.default).item() for p in problem.subject.kernel.parameters}
 

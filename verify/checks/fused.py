@@ -24,6 +24,7 @@ from verify.formats import WIDE, Format, format_of
 from verify.fused.budget import Budgets, arithmetic_of_loops, budgets
 from verify.fused.points import FACTOR, LOGITS
 from verify.fused.problems import DERIVED, Problem, problems
+from verify.fused.products import PRODUCTS
 from verify.fused.truth import MEAN, Truths, truths
 from verify.intervals import Interval
 from verify.judge import Tally, cell_seed
@@ -57,17 +58,29 @@ def _cells(subject: Subject, settings: Settings) -> list[Cell]:
         partition_of = [f"{lift}/{quantity}" for quantity in ("log_partition", *gradients)]
         means = [f"{lift}/{MEAN}", *(f"{lift}/{MEAN}/{quantity}" for quantity in ("values", *gradients))]
         found += numeric_cells(NAME, subject, partition_of, settings, dtypes=WIDE, backends=("compile", "triton"))
+        for precision, dtypes in _precisions(subject, lift).items():
+            by_products = [f"{lift}:{precision}/{quantity}" for quantity in ("log_partition", *gradients)]
+            found += numeric_cells(NAME, subject, by_products, settings, dtypes=dtypes, backends=("triton",))
         found += numeric_cells(NAME, subject, means, settings, dtypes=WIDE, backends=("compile",))
     return found
 
 
+def _precisions(subject: Subject, lift: str) -> dict[str, tuple[str, ...]]:
+    """What else squared distances can be formed in, and in which dtypes."""
+    if form_of(subject.code, lift, torch.float64).shape != "square":
+        return {}
+    return {name: WIDE if name == "expand" else ("float32",) for name, product in PRODUCTS.items() if product}
+
+
 def _run(subject: Subject, cell: Cell, settings: Settings) -> Finding:
     fmt = format_of(cell.dtype)
-    lift, _, quantity = cell.function.partition("/")
+    way, _, quantity = cell.function.partition("/")
+    lift, _, precision = way.partition(":")
     # One seed for all quantities: they share problems, truths and budgets.
     seed = cell_seed(Cell(NAME, subject.name, lift, cell.dtype), settings.seed)
     tally = Tally(fmt, unspecified_because="an intermediate result of correct loops can overflow")
-    judged = _judged(subject, lift, cell.dtype, cell.device, cell.backend, settings.profile, seed)
+    run_in = cell.dtype, cell.device, cell.backend
+    judged = _judged(subject, lift, precision or "subtract", *run_in, settings.profile, seed)
     points = [_points(quantity, *each) for each in judged]
     place, got, true_low, true_high, low, high = (np.concatenate(each, -1) for each in zip(*points, strict=True))
     axes = ("component" if quantity.endswith(("mu", "logits", "values")) else "sample", "feature")
@@ -84,7 +97,7 @@ Judged = tuple[Results, Truths, Budgets]
 
 @lru_cache(maxsize=2)
 def _judged(
-    subject: Subject, lift: str, dtype: str, device: str, backend: str, profile: str, seed: int
+    subject: Subject, lift: str, precision: str, dtype: str, device: str, backend: str, profile: str, seed: int
 ) -> tuple[Judged, ...]:
     """Results, truths and budgets of the problems of one seed."""
     fmt = format_of(dtype)
@@ -94,17 +107,21 @@ def _judged(
     found: list[Judged] = []
 
     def visit(problem: Problem) -> None:
-        got = _results(subject.code, lift, problem, fmt, device, backend)
-        found.append((got, truths(subject, form, problem), budgets(subject, form, problem, plain, arithmetic, wide)))
+        got = _results(subject.code, lift, precision, problem, fmt, device, backend)
+        allowed = budgets(subject, form, problem, plain, arithmetic, wide, precision)
+        found.append((got, truths(subject, form, problem), allowed))
 
     # Loops are compiled for one number of axes: float32 has parameters for each component, float64 for all.
     for count, numbers in zip(PROBLEMS[profile], NUMBERS[profile], strict=True):
-        strategy = problems(subject, form, fmt, numbers, dtype == "float32", not has_kinks(subject.kernel.energy))
+        is_smooth, is_finite = not has_kinks(subject.kernel.energy), precision != "subtract"
+        strategy = problems(subject, form, fmt, numbers, dtype == "float32", is_smooth, is_finite)
         explore(strategy, visit, seed, count)
     return tuple(found)
 
 
-def _results(kernel: Kernel, lift: str, problem: Problem, fmt: Format, device: str, backend: str) -> Results:
+def _results(
+    kernel: Kernel, lift: str, precision: str, problem: Problem, fmt: Format, device: str, backend: str
+) -> Results:
     """What the library returns: L, and the gradients of Σ_n towards_n L_n; where it has means, the same of them."""
     inputs = {
         name: fmt.tensor(value).reshape(value.shape)
@@ -130,7 +147,7 @@ def _results(kernel: Kernel, lift: str, problem: Problem, fmt: Format, device: s
         given = zip(leaves, slopes, strict=True)
         return {name: fmt.array(slope.cpu()) for name, slope in given if slope is not None}
 
-    value = mixture_log_partition(x, mu, kernel, lift, logits, backend, **own)
+    value = mixture_log_partition(x, mu, kernel, lift, logits, backend, precision, **own)
     found = {"log_partition": fmt.array(value.cpu()), **gradients(value, problem.towards)}
     if backend in posterior.BACKENDS:
         mean = mixture_posterior_mean(x, mu, kernel, lift, logits, values, backend, **own)

@@ -1,7 +1,4 @@
-"""All results that correct fused loops can have: `template.cpp`, operation by operation, on rounding-aware intervals.
-
-What the loops promise of their sums is in `_DEPTH`, and no more: within it, any order is correct.
-"""
+"""All results that correct fused loops can have: their operations, one by one, on rounding-aware intervals."""
 
 from __future__ import annotations
 
@@ -15,9 +12,11 @@ import numpy as np
 from implicit_em.fused.cpu import terms_of
 from implicit_em.fused.form import Form
 from implicit_em.fused.program import Program
+from verify.fused.depths import BLOCK, Depths, on_a_cpu, on_a_gpu, one_after_the_other
 from verify.fused.means import Means
 from verify.fused.points import BY_GEOMETRY, WIDE, Points
 from verify.fused.problems import Problem
+from verify.fused.products import PRODUCTS, Product, squares
 from verify.fused.truth import MEAN
 from verify.fused.weights import Weights
 from verify.rounded import Arithmetic, Rounded, TorchFunctions, arithmetic_of, gradients, run, run_program
@@ -25,19 +24,8 @@ from verify.subject import Subject
 
 Budgets = Mapping[str, Rounded]
 
-# Sums over features, and over components in gradients: partial sums of so many, then the sum of these. A term takes
-# part in as many additions as both have terms, at most.
-BLOCK = 8
-CHUNK = 32
-# The exponentials of a chunk: so many sums side by side. Sums of chunks carry what rounding takes from them.
-STRANDS = 4
 # How far the largest score may be off to be corrected wholly: where it is further off, so are the others.
 CORRECTED = 1
-# Sums over samples: those of a tile in the format, in vectors of 32 bytes or more whose lanes add up in halves; sums of
-# tiles in float64.
-LONGEST_TILE = 512
-SHORTEST_VECTOR = 32
-
 
 # What the last few operations in float64 err, before L is rounded: relative to the largest number among them.
 WIDE_ROOM = np.ldexp(np.longdouble(1), -50)
@@ -51,12 +39,23 @@ def arithmetic_of_loops(dtype: str, device: str, backend: str) -> Arithmetic:
     """
     arithmetic = arithmetic_of(dtype, device, backend)
     table = arithmetic.table
-    own = {**table.primitives, "log1p": table["fused_log1p"]}
-    return replace(arithmetic, table=replace(table, primitives=own))
+    if backend == "compile":
+        own = {"log1p": table["fused_log1p"]}
+    else:
+        # A quotient by what many pairs have in common may be a product with its reciprocal.
+        by_reciprocal = table["reciprocal"].relative + table["mul"].relative + 1
+        own = {"fused_exp": table["exp"], "div": replace(table["div"], relative=by_reciprocal)}
+    return replace(arithmetic, table=replace(table, primitives={**table.primitives, **own}))
 
 
 def budgets(
-    subject: Subject, form: Form, problem: Problem, plain: Arithmetic, arithmetic: Arithmetic, wide: Arithmetic | None
+    subject: Subject,
+    form: Form,
+    problem: Problem,
+    plain: Arithmetic,
+    arithmetic: Arithmetic,
+    wide: Arithmetic | None,
+    precision: str = "subtract",
 ) -> Budgets:
     """For each of `truths`, the interval of results, and nothing where none is correct.
 
@@ -64,13 +63,18 @@ def budgets(
         plain: what the loops' arguments are worked out in.
         arithmetic: what the loops compute in.
         wide: what the largest score is worked out in again; None where it is not.
+        precision: of squared distances, out of `PRODUCTS`.
     """
     with np.errstate(all="ignore"):
-        call, terms = BY_GEOMETRY[subject.kernel.geometry.name](problem, plain), None
-        if arithmetic.table.backend == "compile":
-            terms = terms_of(form, [call.taken.parameters[name].low.ndim for name in form.parameters])
-        loops = Loops(subject, form, call, arithmetic, terms)
-        return loops.values(Loops(subject, form, call, wide, block=1) if wide else None)
+        call = BY_GEOMETRY[subject.kernel.geometry.name](problem, plain)
+        if arithmetic.table.backend == "triton":
+            loops = Loops(subject, form, call, arithmetic, on_a_gpu(problem), product=PRODUCTS[precision])
+            return loops.of_partition(None)
+        terms = terms_of(form, [call.taken.parameters[name].low.ndim for name in form.parameters])
+        depths = on_a_cpu(problem, arithmetic.fmt.torch_dtype.itemsize)
+        loops = Loops(subject, form, call, arithmetic, depths, terms)
+        alone = one_after_the_other(problem.x.shape[-1])
+        return {**loops.of_partition(Loops(subject, form, call, wide, alone) if wide else None), **loops.of_mean()}
 
 
 class Loops:
@@ -82,12 +86,13 @@ class Loops:
         form: Form,
         call: Points,
         arithmetic: Arithmetic,
+        depths: Depths,
         terms: Program | None = None,
-        block: int = BLOCK,
+        product: Product | None = None,
     ) -> None:
-        self.subject, self.form, self.call, self.arithmetic = subject, form, call, arithmetic
+        self.subject, self.form, self.call, self.arithmetic, self.depths = subject, form, call, arithmetic, depths
         self.problem, taken = call.problem, call.taken
-        problem, trailing = call.problem, 1 if form.shape == "features" else 0
+        trailing = 1 if form.shape == "features" else 0
 
         def of(value: Rounded, *added: None) -> Rounded:
             low, high = value.ends(value.low.shape)
@@ -98,21 +103,15 @@ class Loops:
         self.parameters = {name: of(taken.parameters[name], *[None] * trailing) for name in form.parameters}
         self.x, self.mu = of(taken.x), of(taken.mu)
         self.gap = self.x - self.mu
-        self.over_features = _depth(problem.x.shape[-1], block)
-        if form.shape == "features":
+        if product:
+            found = squares(product, self.x, self.mu)
+            self.gap, self.points = found.gap, [found.square]
+        elif form.shape == "features":
             self.points = [self.x, self.mu]
         elif form.shape == "square":
-            self.points = [self.summed(self.gap * self.gap, -1, self.over_features)]
+            self.points = [self.summed(self.gap * self.gap, -1, depths.features)]
         else:
-            self.points = [self.summed(self.x * self.mu, -1, self.over_features)]
-        count = problem.mu.shape[0]
-        self.over_components = _depth(count, CHUNK)
-        self.chunks = [0, *range(BLOCK, count, CHUNK)]  # of means: where each begins
-        self.over_values = _depth(problem.values.shape[-1], BLOCK) + 1
-        # The last one is the rounding of what was carried, and of its sum with the rest.
-        self.over_exponentials = _depth(min(count, CHUNK), -(-CHUNK // STRANDS)) + 2
-        lanes = SHORTEST_VECTOR // arithmetic.fmt.torch_dtype.itemsize
-        self.over_samples = min(len(problem.x), LONGEST_TILE // lanes + lanes.bit_length() - 1) + 1
+            self.points = [self.summed(self.x * self.mu, -1, depths.features)]
         arguments = [*self.points, *self.parameters.values()]
         if form.energy_in_square:
             self.pairs = run(subject.code.module.energy_of_square, [self.gap * self.gap, *arguments[2:]])
@@ -121,6 +120,7 @@ class Loops:
         self.pairs = _at(self.pairs, (self.gap if form.shape == "features" else self.points[0]).low.shape)
         self.terms = run_program(terms, arguments) if terms else None
 
+    @cached_property
     def scores(self) -> Rounded:
         energies, taken = self.energies(), self.call.taken.log_weights
         low, high = (np.where(self.problem.impossible, 0, end) for end in (taken.low, taken.high))
@@ -133,7 +133,7 @@ class Loops:
         if self.form.shape != "features":
             return self.pairs
         if self.terms is None:
-            return self.summed(self.pairs, -1, self.over_features)
+            return self.summed(self.pairs, -1, self.depths.features)
         starts = range(0, self.gap.low.shape[-1], BLOCK)
         blocks = [self.block_of_energies(slice(first, first + BLOCK)) for first in starts]
         low, high = np.stack([block.low for block in blocks], -1), np.stack([block.high for block in blocks], -1)
@@ -160,28 +160,38 @@ class Loops:
         low, high = self.arithmetic.widen("add", exact.min(0) + c.low, exact.max(0) + c.high)
         return Rounded(self.arithmetic, low, high)
 
-    def values(self, wide: Loops | None) -> Budgets:
-        scores = self.scores()
-        impossible = np.broadcast_to(self.problem.impossible, scores.low.shape)
-        low, high = (np.where(impossible, -np.inf, side) for side in (scores.low, scores.high))
-        top = Rounded(self.arithmetic, low.max(-1), high.max(-1))
-        weights = Weights(self, scores, top, impossible)
-        peaked, known, with_peak = scores, [None, None], weights
+    @cached_property
+    def impossible(self) -> Any:
+        return np.broadcast_to(self.problem.impossible, self.scores.low.shape)
+
+    @cached_property
+    def top(self) -> Rounded:
+        """The largest score of each sample."""
+        ends = (np.where(self.impossible, -np.inf, side) for side in (self.scores.low, self.scores.high))
+        return Rounded(self.arithmetic, *(end.max(-1) for end in ends))
+
+    @cached_property
+    def weights(self) -> Weights:
+        return Weights(self, self.scores, self.top, self.impossible)
+
+    def of_partition(self, wide: Loops | None) -> Budgets:
+        """L and its gradients; `wide` works the largest score out again, where that is done."""
+        scores, known, weights = self.scores, [None, None], self.weights
         if wide is not None:
-            peaked, *known = self.with_peak(scores, top, impossible, wide)
-            with_peak = Weights(self, peaked, top, impossible)
-        share = with_peak.shares * self.arithmetic.point(self.problem.towards[:, None])
-        means, towards = Means(self, weights, scores, top, impossible), self.problem.towards_mean[:, None]
+            scores, *known = self.with_peak(self.scores, self.top, self.impossible, wide)
+            weights = Weights(self, scores, self.top, self.impossible)
+        share = weights.shares * self.arithmetic.point(self.problem.towards[:, None])
+        value = self.log_partition(scores, self.top, self.impossible, *known)
+        return {"log_partition": value, **self.towards_scores(share, self.impossible)}
+
+    def of_mean(self) -> Budgets:
+        """A posterior mean and its gradients."""
+        means, towards = Means(self), self.problem.towards_mean[:, None]
         own = {
-            "values": self.summed(_wide(weights.shares) * self.arithmetic.point(towards), 0, self.over_samples),
-            **self.towards_scores(means.towards_scores, impossible, means),
+            "values": self.summed(_wide(self.weights.shares) * self.arithmetic.point(towards), 0, self.depths.samples),
+            **self.towards_scores(means.towards_scores, self.impossible, means),
         }
-        return {
-            "log_partition": self.log_partition(peaked, top, impossible, *known),
-            **self.towards_scores(share, impossible),
-            MEAN: means.mean(),
-            **{f"{MEAN}/{name}": value for name, value in own.items()},
-        }
+        return {MEAN: means.mean(), **{f"{MEAN}/{name}": value for name, value in own.items()}}
 
     def towards_scores(self, share: Rounded, impossible: Any, means: Means | None = None) -> Budgets:
         """What a function of the scores has as gradient in the call's arguments, given its derivative in every score.
@@ -195,16 +205,16 @@ class Loops:
             fixed = _absent(means.fixed_towards_scores, impossible)
             one = self.arithmetic.point(~impossible)
             towards_x, slopes = (self.point_terms(each, impossible)[0] for each in (fixed, one))
-        x = self.summed(towards_x, 1, self.over_components)
+        x = self.summed(towards_x, 1, self.depths.components)
         found = {
             "x": _moved(x, *means.spread(slopes)) if means else x,
-            "mu": self.summed(towards_mu, 0, self.over_samples),
-            "log_weights": self.summed(share, 0, self.over_samples),
+            "mu": self.summed(towards_mu, 0, self.depths.samples),
+            "log_weights": self.summed(share, 0, self.depths.samples),
         }
         for name in self.form.parameters:
             is_shared = not self.call.taken.parameters[name].low.ndim
             terms = self.parameter_terms(name, fixed if means and is_shared else share, impossible)
-            total = self.over_features_exactly(self.summed(terms, 0, self.over_samples))
+            total = self.over_features_exactly(self.summed(terms, 0, self.depths.samples))
             if is_shared:
                 total = _exact_sum(total, -1)
             if means and is_shared:
@@ -218,7 +228,7 @@ class Loops:
 
         Scores that are equal to the largest take its place, too. Where it is far off, so may be what it is then.
         """
-        exact, can_be_top = wide.scores(), ~impossible & (scores.high >= top.low[:, None])
+        exact, can_be_top = wide.scores, ~impossible & (scores.high >= top.low[:, None])
         off = np.where(can_be_top, np.maximum(exact.high - scores.low, scores.high - exact.low), 0).max(-1)
         is_exact = can_be_top & (can_be_top.sum(-1, keepdims=True) == 1) & (off <= CORRECTED)[:, None]
         least = np.where(can_be_top, exact.low, np.inf).min(-1, keepdims=True)
@@ -244,7 +254,7 @@ class Loops:
             room, flushed = np.where(is_exact, 0, room), np.where(is_exact, 0, flushed)
         least, most = np.maximum(least * (1 - room) - flushed, 0), most * (1 + room)
         least, most = (np.where(impossible, 0, side) for side in (least, most))
-        size = self.gamma(self.over_exponentials) * most.sum(-1)
+        size = self.gamma(self.depths.exponentials) * most.sum(-1)
         least_log, most_log, reference = np.log(least.sum(-1) - size), np.log(most.sum(-1) + size), reference[:, 0]
         # The logarithm is taken of a sum between 1 and the number of components.
         largest = np.log(np.longdouble(scores.low.shape[-1]))
@@ -260,15 +270,17 @@ class Loops:
         return Rounded(self.arithmetic, *self.arithmetic.widen("add", low - of_all, high + of_all))
 
     def rescaling(self, gap: Any) -> Any:
-        """What the factors exp(old top − new top), one after each chunk, err together, relatively.
+        """What the factors exp(old top − new top) err together, relatively.
 
         Their exponents are rounded, too; all are of one sign, and add up to the whole gap to the largest score.
         """
-        chunks = -(-self.problem.mu.shape[0] // CHUNK)
-        if chunks == 1:
+        if not self.depths.rescalings:
             return np.zeros_like(gap)
         relative, _, _ = self.arithmetic.rounding("fused_exp")
-        return chunks * (relative + self.arithmetic.fmt.unit_roundoff) + gap * self.arithmetic.fmt.unit_roundoff
+        return (
+            self.depths.rescalings * (relative + self.arithmetic.fmt.unit_roundoff)
+            + gap * self.arithmetic.fmt.unit_roundoff
+        )
 
     @cached_property
     def slope(self) -> Rounded:
@@ -295,11 +307,12 @@ class Loops:
         elif self.form.shape == "dot":
             weight = _wide(_absent(share * self.slope, impossible))
             return -(weight * self.mu), -(weight * self.x)
-        elif hasattr(self.subject.code.module, "weight_of_square"):
-            together = (self.points[0].low <= 0) & (self.points[0].high <= 0)
-            terms = _wide(_absent(share * self.slope, together)) * self.gap
         else:
-            terms = _wide(share * self.slope) * self.gap
+            # Where a square is 0, the slope counts as 0, too.
+            weight, square = share * self.slope, self.points[0]
+            low = np.where(square.low <= 0, np.minimum(weight.low, 0), weight.low)
+            high = np.where(square.low <= 0, np.maximum(weight.high, 0), weight.high)
+            terms = _wide(_absent(Rounded(self.arithmetic, low, high), square.high <= 0)) * self.gap
         terms = _absent(terms, np.broadcast_to(impossible[..., None], terms.low.shape))
         return -terms, terms
 
@@ -333,11 +346,6 @@ class Loops:
     def gamma(self, depth: int) -> Any:
         unit = self.arithmetic.fmt.unit_roundoff
         return depth * unit / (1 - depth * unit)
-
-
-def _depth(count: int, block: int) -> int:
-    """Additions that a term takes part in at most, where blocks are summed, and then their sums."""
-    return min(count, block) + -(-count // block)
 
 
 def _at(value: Rounded, shape: tuple[int, ...]) -> Rounded:

@@ -11,7 +11,6 @@ from verify.rounded import Rounded
 
 if TYPE_CHECKING:
     from verify.fused.budget import Loops
-    from verify.fused.weights import Weights
 
 
 class Means:
@@ -29,16 +28,16 @@ class Means:
         largest_rest: the largest that its rounding may leave.
     """
 
-    def __init__(self, loops: Loops, weights: Weights, scores: Rounded, top: Rounded, impossible: Any) -> None:
-        self.loops, self.weights, self.arithmetic, self.gamma = loops, weights, loops.arithmetic, loops.gamma
+    def __init__(self, loops: Loops) -> None:
+        self.loops, self.weights, self.arithmetic, self.gamma = loops, loops.weights, loops.arithmetic, loops.gamma
         problem, self.unit = loops.problem, self.arithmetic.fmt.unit_roundoff
         values = np.asarray(problem.bounded, np.longdouble)
-        start = values[weights.middle.argmax(-1)]
+        start = values[self.weights.middle.argmax(-1)]
         gap = values - start[:, None]
-        rest = (weights.share[..., None] * gap).sum(1)
+        rest = (self.weights.share[..., None] * gap).sum(1)
         self.exact, self.gap = start + rest, gap - rest[:, None]
         self.of_scores = self.drift(self.gap, np.zeros_like(rest))
-        can_be_start = ~impossible & (scores.high >= top.low[:, None])
+        can_be_start = ~loops.impossible & (loops.scores.high >= loops.top.low[:, None])
         self.of_mean = self.rounding_of_mean(can_be_start)
         # No number of the format is nearer to the mean than what it is rounded to.
         self.largest_rest = np.minimum(self.unit * np.abs(self.exact), np.abs(rest)) + self.of_mean
@@ -49,14 +48,14 @@ class Means:
         """What roundings of weights, and of the moves of a mean by chunks, come to."""
         weights, most, count = self.weights, self.weights.ends[1], self.gap.shape[1]
         on_the_way, room = self.on_the_way(can_be_start)
-        chunk_of = np.searchsorted(self.loops.chunks, np.arange(count), "right") - 1
+        chunk_of = np.searchsorted(self.loops.depths.chunks, np.arange(count), "right") - 1
         from_there = np.abs(self.gap - on_the_way[:, chunk_of]) + room[:, chunk_of]
         # Differences are from what is rounded of it: no number of the format, and no value, is nearer.
         from_start = np.abs(on_the_way - on_the_way[:, :1]) + room
         rest = np.minimum(self.unit * (np.abs(self.exact[:, None] + on_the_way) + room), from_start)
         from_there += rest[:, chunk_of]
         # A term's difference, product and sum, the sum of weights, and a chunk's quotient and sum with what is left.
-        moves = (most[..., None] * from_there).sum(1) * self.gamma(2 * self.loops.over_components + 6)
+        moves = (most[..., None] * from_there).sum(1) * self.gamma(2 * self.loops.depths.components + 6)
         from_mean = np.abs(self.gap) + _size(*self.of_scores)[:, None]
         of_weights = ((most * weights.noise + weights.floor)[..., None] * from_mean).sum(1)
         # What is left of a mean is a rounding of it, and is rounded itself.
@@ -75,7 +74,7 @@ class Means:
             own = terms[first]
             others = terms.copy()
             others[first] = 0
-            return (np.cumsum(others, 1) - others)[:, self.loops.chunks] + own[:, None]
+            return (np.cumsum(others, 1) - others)[:, self.loops.depths.chunks] + own[:, None]
 
         mean = before(weights.share[..., None] * self.gap) / before(weights.share)[..., None]
         factor = np.maximum(np.abs(weights.less), np.abs(weights.more))
@@ -118,9 +117,9 @@ class Means:
         """What a pull's own rounding comes to, and that of the mean in it."""
         sizes = np.abs(self.towards)
         level = (sizes * self.largest_rest).sum(-1)[:, None]
-        room = (sizes[:, None] * np.abs(self.gap)).sum(-1) * self.gamma(self.loops.over_values) + self.weights.floor
+        room = (sizes[:, None] * np.abs(self.gap)).sum(-1) * self.gamma(self.loops.depths.values) + self.weights.floor
         # The mean's rest is in the differences, and once more by itself.
-        return room + level * self.gamma(2 * self.loops.over_values + 1) + (sizes * self.of_mean).sum(-1)[:, None]
+        return room + level * self.gamma(2 * self.loops.depths.values + 1) + (sizes * self.of_mean).sum(-1)[:, None]
 
     @cached_property
     def towards_scores(self) -> Rounded:
@@ -154,7 +153,7 @@ class Means:
         whole, of_total = self.towards_scores, self.weights.of_total[:, None]
         changed = _trailing(whole.high - whole.low + of_total * _size(whole.low, whole.high), axes)
         rounding = _trailing(
-            self.weights.noise + self.gamma(self.loops.over_samples + self.loops.over_components), axes
+            self.weights.noise + self.gamma(self.loops.depths.samples + self.loops.depths.components), axes
         )
         room += (changed * (half + rounding * _size(slopes.low, slopes.high))).sum(1)
         room += _trailing(self.weights.of_total, axes - 1) * (np.abs(exact) + _size(less, more) + room)

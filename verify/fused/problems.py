@@ -70,16 +70,17 @@ class Problem:
 
 
 def problems(
-    subject: Subject, form: Form, fmt: Format, numbers: int, per_component: bool, smooth: bool
+    subject: Subject, form: Form, fmt: Format, numbers: int, per_component: bool, smooth: bool, finite: bool = False
 ) -> st.SearchStrategy[Problem]:
     """Problems of at most so many samples × components × features.
 
     Args:
         per_component: whether every component has parameters of its own.
         smooth: whether the energy has a slope at u = 0, so that a sample may lie on a location.
+        finite: whether all locations are, and squares of distances within the range.
     """
 
-    vanishes = _vanishes_far_away(subject, form)
+    vanishes = not finite and _vanishes_far_away(subject, form)
 
     def build(
         sizes: tuple[int, int, int], offset: bool, scale: int, away: bool, weights: str, layout: str, seed: int
@@ -118,7 +119,7 @@ def problems(
         build,
         st.tuples(st.sampled_from(SAMPLES), st.sampled_from(COMPONENTS), st.sampled_from(FEATURES)),
         st.booleans(),
-        st.sampled_from((*SCALES, _far(fmt))),
+        st.sampled_from(SCALES if finite else (*SCALES, _far(fmt))),
         st.booleans(),
         st.sampled_from(("none", "random", "impossible")),
         st.sampled_from(LAYOUTS),

@@ -22,7 +22,7 @@ from torch import Tensor
 from verify.formats import FORMATS, Format, format_of
 from verify.machine import cpu_model
 from verify.primitives.errors import NOTHING_SEEN, Tally, differences, judge_by_arb, judge_by_float64
-from verify.primitives.operations import OPERATIONS, Operation, compiled_operation, fingerprint, operations_of
+from verify.primitives.operations import OPERATIONS, Operation, fingerprint, operation_on, operations_of
 from verify.primitives.samples import neighbours, sample
 from verify.primitives.tables import Layout, MissingTable, Primitive, Table, load_table
 
@@ -30,6 +30,8 @@ Depth = Literal["full", "quick"]
 Progress = Callable[[str, float], None]
 
 DEPTHS: tuple[Depth, ...] = get_args(Depth)
+# Where primitives can be measured: the kernels that Triton compiles, and torch beside them; and torch on a CPU.
+MEASURED = (("cpu", "eager"), ("cpu", "compile"), ("cuda", "eager"), ("cuda", "triton"))
 # A sample is drawn in shards. "quick" is the first of them, so that it can see nothing that "full" does not.
 SHARDS: dict[Depth, int] = {"quick": 1, "full": 32}
 # A chunk of patterns that stays in the second-level cache.
@@ -125,6 +127,7 @@ def summary(
     swept: Tallies,
     reference: Primitive | None,
     origin: Mapping[str, Any],
+    device: str = "cpu",
     backend: str = "eager",
 ) -> Primitive:
     """The row of the table that the tallies amount to; `reference` judged the results, where Arb did not."""
@@ -156,7 +159,7 @@ def summary(
         worst={kind: max(getattr(tally, kind) for tally in judged.values())[1] for kind in kinds},
         reference_scale="max(|y|,1)" if operation.floor else "|y|",
         layouts=layouts,
-        fingerprint=fingerprint(operation.name, fmt.name, backend),
+        fingerprint=fingerprint(operation.name, fmt.name, device, backend),
         origin=origin,
     )
 
@@ -175,13 +178,13 @@ def _with_allowance(error: float, one: float, reference: Primitive | None) -> fl
 
 def measure(
     dtype: str,
+    device: str = "cpu",
+    backend: str = "eager",
     *,
     seed: int,
     depth: Depth = "full",
     names: Iterable[str] | None = None,
     progress: Progress | None = None,
-    device: str = "cpu",
-    backend: str = "eager",
 ) -> Table:
     """Measures primitives of a backend.
 
@@ -198,25 +201,27 @@ def measure(
     fmt = format_of(dtype)
     if depth not in DEPTHS:
         raise ValueError(f"expected a depth out of {', '.join(DEPTHS)}, got {depth!r}")
-    if device != "cpu" or backend not in ("eager", "compile"):
-        raise ValueError(f"expected device cpu and backend eager or compile, got {device} and {backend}")
+    if (device, backend) not in MEASURED:
+        among = ", ".join(" ".join(each) for each in MEASURED)
+        raise ValueError(f"expected a device and backend out of {among}, got {device} {backend}")
     if fmt.is_narrow:
         raise ValueError(f"expected float64 or float32, got {dtype}: nothing is computed in it")
     reference = None if dtype == "float64" else _reference_table(seed, device, backend)
-    jobs = 1 if depth == "quick" else torch.get_num_threads()
+    jobs = 1 if depth == "quick" or device != "cpu" else torch.get_num_threads()
     sweeps = dtype == "float32" and depth == "full"
 
     chosen = {name: OPERATIONS[name] for name in (operations_of(backend) if names is None else names)}
     tasks = [
-        (name, partial(_sample_task, name, backend, dtype, seed, shard))
+        (name, partial(_sample_task, name, device, backend, dtype, seed, shard))
         for name in chosen
         for shard in range(SHARDS[depth])
     ]
     sampled = _gathered(tasks, jobs, _stage(progress, 0.0, 0.1 if sweeps else 1.0))
-    swept = _gathered(_sweep_tasks(sampled, backend), jobs, _stage(progress, 0.1, 1.0)) if sweeps else {}
+    swept = _gathered(_sweep_tasks(sampled, device, backend), jobs, _stage(progress, 0.1, 1.0)) if sweeps else {}
     origin = {
         "torch": torch.__version__,
         "cpu": cpu_model(),
+        **({} if device == "cpu" else {"device": torch.cuda.get_device_name(device)}),
         "seed": seed,
         "depth": depth,
         "reference": "Arb" if reference is None else f"torch float64, {reference.depth} table",
@@ -229,6 +234,7 @@ def measure(
             swept.get(name, {}),
             reference[name] if reference else None,
             origin,
+            device,
             backend,
         )
         for name, operation in chosen.items()
@@ -240,36 +246,35 @@ def _reference_table(seed: int, device: str, backend: str) -> Table:
     try:
         return load_table("float64", device, backend)
     except MissingTable:
-        return measure("float64", seed=seed, depth="quick", device=device, backend=backend)
+        return measure("float64", device, backend, seed=seed, depth="quick")
 
 
-def _operation(name: str, backend: str) -> Operation:
-    return OPERATIONS[name] if backend == "eager" else _compiled_operation(name)
+def _operation(name: str, device: str, backend: str) -> Operation:
+    return operation_on(name, device, backend) if backend == "eager" else _compiled_operation(name, device, backend)
 
 
-@lru_cache(maxsize=64)
-def _compiled_operation(name: str) -> Operation:
-    """Compiled once in each process."""
-    return compiled_operation(OPERATIONS[name])
+# Compiled once in each process.
+_compiled_operation = lru_cache(maxsize=128)(operation_on)
 
 
-def _sample_task(name: str, backend: str, dtype: str, seed: int, shard: int) -> Tallies:
+def _sample_task(name: str, device: str, backend: str, dtype: str, seed: int, shard: int) -> Tallies:
     """One argument in float32 is swept: there is nothing to search for."""
     climbs = CLIMBS if dtype == "float64" or OPERATIONS[name].arguments == 2 else 0
-    return sampled_errors(_operation(name, backend), FORMATS[dtype], seed, shard, climbs)
+    return sampled_errors(_operation(name, device, backend), FORMATS[dtype], seed, shard, climbs)
 
 
-def _sweep_task(name: str, backend: str, layouts: tuple[str, ...], first: int, last: int) -> Tallies:
-    return swept_errors(_operation(name, backend), layouts, first, last)
+def _sweep_task(name: str, device: str, backend: str, layouts: tuple[str, ...], first: int, last: int) -> Tallies:
+    return swept_errors(_operation(name, device, backend), layouts, first, last)
 
 
-def _sweep_tasks(sampled: Mapping[str, Tallies], backend: str) -> list[Task]:
+def _sweep_tasks(sampled: Mapping[str, Tallies], device: str, backend: str) -> list[Task]:
     lowest = {"real": -(2**31), "nonnegative": 0, "positive": 1}
     return [
-        (name, partial(_sweep_task, name, backend, layouts_to_sweep(tallies), first, min(first + SWEEP_TASK, 2**31)))
+        (name, partial(_sweep_task, name, device, backend, layouts_to_sweep(tallies), first, last))
         for name, tallies in sampled.items()
         if OPERATIONS[name].arguments == 1
         for first in range(lowest[OPERATIONS[name].domain], 2**31, SWEEP_TASK)
+        for last in (min(first + SWEEP_TASK, 2**31),)
     ]
 
 

@@ -15,7 +15,7 @@ from flint import arb
 from numpy.typing import NDArray
 from torch import Tensor
 
-from implicit_em.fused import cpu
+from implicit_em.fused import cpu, gpu, triton_text
 from verify.backends import compiled
 from verify.formats import Format, format_of
 
@@ -179,7 +179,27 @@ OPERATIONS: dict[str, Operation] = {row.name: row for row in _ROWS}
 
 def operations_of(backend: str) -> list[str]:
     """The names of the primitives that a backend has."""
+    if backend == "triton":
+        return [name for name in OPERATIONS if name in triton_text.FUNCTIONS]
     return [name for name, operation in OPERATIONS.items() if backend == "compile" or not operation.is_compiled]
+
+
+def operation_on(name: str, device: str = "cpu", backend: str = "eager") -> Operation:
+    """A primitive as a backend runs it on a device. Inputs come from the CPU, and results go back there."""
+    operation = OPERATIONS[name]
+    if backend == "triton":
+        # One layout: the kernels have no other.
+        apply = {"contiguous": _contiguous}
+        operation = replace(operation, function=partial(gpu.own_function, name), layouts=apply)
+    elif backend == "compile":
+        operation = compiled_operation(operation)
+    if device == "cpu":
+        return operation
+
+    def moved(layout: Function) -> Function:
+        return lambda function, *arguments: layout(function, *(each.to(device) for each in arguments)).cpu()
+
+    return replace(operation, layouts={name: moved(layout) for name, layout in operation.layouts.items()})
 
 
 # -----------------------------------------------------------------------------
@@ -188,7 +208,7 @@ def operations_of(backend: str) -> list[str]:
 
 
 @lru_cache(maxsize=256)
-def fingerprint(name: str, dtype: str, backend: str = "eager") -> str:
+def fingerprint(name: str, dtype: str, device: str = "cpu", backend: str = "eager") -> str:
     """A digest of what this machine's primitive returns for fixed inputs, bit by bit, on every layout.
 
     The version of torch and the instruction set do not settle which code runs: a mathematical library inside of
@@ -197,8 +217,9 @@ def fingerprint(name: str, dtype: str, backend: str = "eager") -> str:
     if backend == "compile":
         results = [_compiled_probes(dtype)[name]]
     else:
-        inputs = probes(OPERATIONS[name], format_of(dtype))
-        results = [apply(OPERATIONS[name].function, *inputs) for apply in OPERATIONS[name].layouts.values()]
+        operation = operation_on(name, device, backend)
+        inputs = probes(operation, format_of(dtype))
+        results = [apply(operation.function, *inputs) for apply in operation.layouts.values()]
     digest = hashlib.blake2b(digest_size=8)
     for result in results:
         digest.update(torch.where(result.isnan(), torch.nan, result).numpy().tobytes())

@@ -136,12 +136,12 @@ def cache_directory() -> Path:
 
 
 def file_name(dtype: str, device: str, backend: str) -> str:
-    """The name of the table for the torch version and CPU capability at hand."""
-    return f"primitives-{_torch_version()}-{_capability()}-{device}-{backend}-{dtype}.json"
+    """The name of the table for the torch version and CPU capability, or GPU, at hand."""
+    return f"primitives-{_torch_version()}-{_capability(device)}-{device}-{backend}-{dtype}.json"
 
 
 def store(table: Table, directory: Path) -> Path:
-    """Adds the rows to the file for the torch version and CPU capability at hand, and returns its path.
+    """Adds the rows to the file for the torch version and CPU capability, or GPU, at hand, and returns its path.
 
     A row takes the place of one measured on the same code; rows measured on other machines stay.
 
@@ -170,10 +170,11 @@ def load_table(dtype: str, device: str = "cpu", backend: str = "eager") -> Table
     needed = operations_of(backend)
     absent = [name for name in needed if name not in known]
     if absent:
-        where = f"torch {_torch_version()}, {_capability()}, {device}, {backend}, {dtype}"
+        where = f"torch {_torch_version()}, {_capability(device)}, {device}, {backend}, {dtype}"
         which = "" if len(absent) == len(needed) else f" and the code this processor runs of {', '.join(absent)}"
         which_backend = "" if backend == "eager" else f" --backend {backend}"
-        remedy = f"run `implicit-em primitives --dtype {dtype}{which_backend} --missing`"
+        which_device = "" if device == "cpu" else f" --device {device}"
+        remedy = f"run `implicit-em primitives --dtype {dtype}{which_device}{which_backend} --missing`"
         raise MissingTable(f"no rounding errors were measured for {where}{which}: {remedy}")
     return Table(dtype, device, backend, known)
 
@@ -198,7 +199,7 @@ def _known(dtype: str, device: str, backend: str) -> dict[str, Primitive]:
             if (
                 better
                 and row.name in operations_of(backend)
-                and row.fingerprint == fingerprint(row.name, dtype, backend)
+                and row.fingerprint == fingerprint(row.name, dtype, device, backend)
             ):
                 found[row.name] = row
     return found
@@ -231,8 +232,10 @@ def _torch_version() -> str:
     return torch.__version__.split("+")[0]
 
 
-def _capability() -> str:
-    return torch.backends.cpu.get_cpu_capability()
+def _capability(device: str) -> str:
+    if device == "cpu":
+        return torch.backends.cpu.get_cpu_capability()
+    return "_".join(torch.cuda.get_device_name(device).split())
 
 
 def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
