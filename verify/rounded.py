@@ -91,6 +91,11 @@ class Arithmetic:
         room = np.abs(rounded) * self.fmt.unit_roundoff
         return Rounded(self, rounded - room, rounded + room)
 
+    def gamma(self, roundings: float) -> Any:
+        """How far so many roundings may take a number, relatively. Source: Higham (2002), section 3.1."""
+        unit = self.fmt.unit_roundoff
+        return roundings * unit / (1 - roundings * unit)
+
     def rounding(self, name: str) -> tuple[np.longdouble, np.longdouble, bool]:
         """What a primitive may err: relative to |y|, or to max(|y|, 1) if the last says so; and absolutely near 0."""
         primitive, correct = self.table[name], name in IEEE

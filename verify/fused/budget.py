@@ -95,10 +95,8 @@ class Loops:
         trailing = 1 if form.shape == "features" else 0
 
         def of(value: Rounded, *added: None) -> Rounded:
-            low, high = value.ends(value.low.shape)
-            if value.low is value.high:
-                return arithmetic.point(low[(..., *added)])
-            return Rounded(arithmetic, low[(..., *added)], high[(..., *added)])
+            low = value.low[(..., *added)]
+            return Rounded(arithmetic, low, low if value.low is value.high else value.high[(..., *added)])
 
         self.parameters = {name: of(taken.parameters[name], *[None] * trailing) for name in form.parameters}
         self.x, self.mu = of(taken.x), of(taken.mu)
@@ -254,7 +252,7 @@ class Loops:
             room, flushed = np.where(is_exact, 0, room), np.where(is_exact, 0, flushed)
         least, most = np.maximum(least * (1 - room) - flushed, 0), most * (1 + room)
         least, most = (np.where(impossible, 0, side) for side in (least, most))
-        size = self.gamma(self.depths.exponentials) * most.sum(-1)
+        size = self.arithmetic.gamma(self.depths.exponentials) * most.sum(-1)
         least_log, most_log, reference = np.log(least.sum(-1) - size), np.log(most.sum(-1) + size), reference[:, 0]
         # The logarithm is taken of a sum between 1 and the number of components.
         largest = np.log(np.longdouble(scores.low.shape[-1]))
@@ -339,13 +337,9 @@ class Loops:
 
     def summed(self, terms: Rounded, axis: int, depth: int) -> Rounded:
         """Σ along an axis, where no term takes part in more than `depth` additions: off by γ_depth Σ|terms| at most."""
-        gamma = self.gamma(min(depth, terms.low.shape[axis]))
+        gamma = self.arithmetic.gamma(min(depth, terms.low.shape[axis]))
         size = np.maximum(np.abs(terms.low), np.abs(terms.high)).sum(axis) * gamma
         return Rounded(self.arithmetic, terms.low.sum(axis) - size, terms.high.sum(axis) + size)
-
-    def gamma(self, depth: int) -> Any:
-        unit = self.arithmetic.fmt.unit_roundoff
-        return depth * unit / (1 - depth * unit)
 
 
 def _at(value: Rounded, shape: tuple[int, ...]) -> Rounded:

@@ -29,7 +29,7 @@ class Means:
     """
 
     def __init__(self, loops: Loops) -> None:
-        self.loops, self.weights, self.arithmetic, self.gamma = loops, loops.weights, loops.arithmetic, loops.gamma
+        self.loops, self.weights, self.arithmetic = loops, loops.weights, loops.arithmetic
         problem, self.unit = loops.problem, self.arithmetic.fmt.unit_roundoff
         values = np.asarray(problem.bounded, np.longdouble)
         start = values[self.weights.middle.argmax(-1)]
@@ -55,7 +55,7 @@ class Means:
         rest = np.minimum(self.unit * (np.abs(self.exact[:, None] + on_the_way) + room), from_start)
         from_there += rest[:, chunk_of]
         # A term's difference, product and sum, the sum of weights, and a chunk's quotient and sum with what is left.
-        moves = (most[..., None] * from_there).sum(1) * self.gamma(2 * self.loops.depths.components + 6)
+        moves = (most[..., None] * from_there).sum(1) * self.arithmetic.gamma(2 * self.loops.depths.components + 6)
         from_mean = np.abs(self.gap) + _size(*self.of_scores)[:, None]
         of_weights = ((most * weights.noise + weights.floor)[..., None] * from_mean).sum(1)
         # What is left of a mean is a rounding of it, and is rounded itself.
@@ -117,9 +117,15 @@ class Means:
         """What a pull's own rounding comes to, and that of the mean in it."""
         sizes = np.abs(self.towards)
         level = (sizes * self.largest_rest).sum(-1)[:, None]
-        room = (sizes[:, None] * np.abs(self.gap)).sum(-1) * self.gamma(self.loops.depths.values) + self.weights.floor
+        room = (sizes[:, None] * np.abs(self.gap)).sum(-1) * self.arithmetic.gamma(
+            self.loops.depths.values
+        ) + self.weights.floor
         # The mean's rest is in the differences, and once more by itself.
-        return room + level * self.gamma(2 * self.loops.depths.values + 1) + (sizes * self.of_mean).sum(-1)[:, None]
+        return (
+            room
+            + level * self.arithmetic.gamma(2 * self.loops.depths.values + 1)
+            + (sizes * self.of_mean).sum(-1)[:, None]
+        )
 
     @cached_property
     def towards_scores(self) -> Rounded:
@@ -153,7 +159,7 @@ class Means:
         whole, of_total = self.towards_scores, self.weights.of_total[:, None]
         changed = _trailing(whole.high - whole.low + of_total * _size(whole.low, whole.high), axes)
         rounding = _trailing(
-            self.weights.noise + self.gamma(self.loops.depths.samples + self.loops.depths.components), axes
+            self.weights.noise + self.arithmetic.gamma(self.loops.depths.samples + self.loops.depths.components), axes
         )
         room += (changed * (half + rounding * _size(slopes.low, slopes.high))).sum(1)
         room += _trailing(self.weights.of_total, axes - 1) * (np.abs(exact) + _size(less, more) + room)

@@ -136,7 +136,7 @@ class Directions(Points):
         size, direction = (np.maximum(np.abs(each.low), np.abs(each.high)) for each in (towards, unit))
         n_features = points.shape[-1]
         of_length = (n_features + 2) / 2 + 1
-        first, second = (_gamma(self.arithmetic, n) for n in (of_length + 3, 3 * of_length + n_features + 8))
+        first, second = (self.arithmetic.gamma(n) for n in (of_length + 3, 3 * of_length + n_features + 8))
         room = (first * size + second * direction * (size * direction).sum(-1, keepdims=True)) / length.low
         return _rounded(self.arithmetic, exact, room)
 
@@ -149,7 +149,7 @@ class Whitened(Points):
         """x and μ less the mean location, and how far off that may be: by itself it moves no difference."""
         x, mu = (np.asarray(each, np.longdouble) for each in (self.problem.x, self.problem.mu))
         origin = mu.mean(0)
-        return x - origin, mu - origin, _gamma(self.arithmetic, len(mu) + 1) * np.abs(mu).mean(0)
+        return x - origin, mu - origin, self.arithmetic.gamma(len(mu) + 1) * np.abs(mu).mean(0)
 
     @cached_property
     def factor(self) -> Any:
@@ -158,7 +158,7 @@ class Whitened(Points):
     @cached_property
     def reduced(self) -> tuple[Rounded, Rounded]:
         x, mu, off = self.centered
-        gamma = _gamma(self.arithmetic, self.factor.shape[0] + 1)
+        gamma = self.arithmetic.gamma(self.factor.shape[0] + 1)
         found = []
         for points in (x, mu):
             exact, room = points @ self.factor, gamma * ((np.abs(points) + off) @ np.abs(self.factor))
@@ -175,7 +175,7 @@ class Whitened(Points):
         return summed(diagonal.rising("log", np.log, lambda _: 1.0 / diagonal)) * -2.0
 
     def of_points(self, found: Gradients) -> Gradients:
-        size = _gamma(self.arithmetic, self.factor.shape[0])
+        size = self.arithmetic.gamma(self.factor.shape[0])
         points = {}
         for name in ("x", "mu"):
             moved = _matmul(Interval(found[name].low, found[name].high), Interval(self.factor.T))
@@ -192,23 +192,18 @@ class Whitened(Points):
         room, erring = np.zeros_like(self.factor), np.zeros(self.factor.shape[1], np.longdouble)
         for points, towards in ((x, found["x"]), (mu, found["mu"])):
             exact = exact + _matmul(Interval(points.T), Interval(towards.low, towards.high))
-            room += _gamma(self.arithmetic, len(points) + 3) * ((np.abs(points) + off).T @ _size(towards))
+            room += self.arithmetic.gamma(len(points) + 3) * ((np.abs(points) + off).T @ _size(towards))
             erring += (towards.high - towards.low).sum(0)
         room += off[:, None] * erring
         if DERIVED in found:
             own = Interval(found[DERIVED].low, found[DERIVED].high) * Interval(-2 / np.diagonal(self.factor))
             diagonal = np.eye(len(self.factor))
             exact = exact + Interval(diagonal * own.low, diagonal * own.high)
-            room += _gamma(self.arithmetic, 4) * diagonal * np.maximum(np.abs(own.low), np.abs(own.high))
+            room += self.arithmetic.gamma(4) * diagonal * np.maximum(np.abs(own.low), np.abs(own.high))
         return _rounded(self.arithmetic, exact, room)
 
 
 BY_GEOMETRY = {"location": Points, "direction": Directions, "quadratic": Whitened}
-
-
-def _gamma(arithmetic: Arithmetic, roundings: float) -> Any:
-    unit = arithmetic.fmt.unit_roundoff
-    return roundings * unit / (1 - roundings * unit)
 
 
 def _rounded(arithmetic: Arithmetic, exact: Interval, room: Any) -> Rounded:

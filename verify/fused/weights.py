@@ -48,7 +48,7 @@ class Weights:
         self.floor = floor + self.arithmetic.fmt.min_subnormal
         self.noise = relative + below * self.unit
         of_total = (most * (self.noise + loops.rescaling(below)) + self.floor).sum(-1)
-        self.of_total = of_total + loops.gamma(loops.depths.exponentials)
+        self.of_total = of_total + self.arithmetic.gamma(loops.depths.exponentials)
         self.slack = 2 * self.of_total.max()
 
     @cached_property
