@@ -18,6 +18,7 @@ from implicit_em.invariants import log_det, unit_vector
 from implicit_em.kernels import Kernel, computing_dtype
 from implicit_em.lifts import check_lift, check_points, lifted_energy
 
+BACKENDS = ("compile", "eager", "triton")
 # Numbers that a block of samples may hold in eager mode: samples × components × features.
 BLOCK = 2**22
 
@@ -49,15 +50,15 @@ class Call:
     mixing_logits: Tensor | None
     params: Mapping[str, Any]
 
-    def engine(self, backend: str | None, backends: Sequence[str]) -> str | None:
-        """The fused backend to use out of `backends`, or None for blocks; the device's where `backend` is None.
+    def engine(self, backend: str | None) -> str | None:
+        """The fused backend to use, or None for blocks; the device's where `backend` is None.
 
         Raises:
             ValueError, TypeError: the arguments do not fit one another; the message says what was expected.
             RuntimeError: the backend that is asked for cannot run.
         """
-        self._check(backend, backends)
-        chosen = backend or self._best(backends)
+        self._check(backend)
+        chosen = backend or self._best()
         if chosen == "eager":
             return None
         engine = ENGINES[chosen]
@@ -98,7 +99,7 @@ class Call:
             return torch.cat([block(start) for start in starts])
         return torch.cat([checkpoint(block, start, use_reentrant=False) for start in starts])
 
-    def _check(self, backend: str | None, backends: Sequence[str]) -> None:
+    def _check(self, backend: str | None) -> None:
         x, mu, logits = self.x, self.mu, self.mixing_logits
         check_lift(self.kernel, self.lift)
         check_points(x, mu)
@@ -110,10 +111,10 @@ class Call:
             raise ValueError(f"expected at least one component, got mu of shape {tuple(mu.shape)}")
         if logits is not None and logits.shape != mu.shape[:1]:
             raise ValueError(f"expected {len(mu)} components, got mixing_logits of shape {tuple(logits.shape)}")
-        if backend is not None and backend not in backends:
-            raise ValueError(f"expected a backend out of {', '.join(backends)}, got {backend!r}")
+        if backend is not None and backend not in BACKENDS:
+            raise ValueError(f"expected a backend out of {', '.join(BACKENDS)}, got {backend!r}")
 
-    def _best(self, backends: Sequence[str]) -> str:
+    def _best(self) -> str:
         """The device's fused backend where it can be."""
         fitting = [name for name, engine in ENGINES.items() if engine.device == self.x.device.type]
         if not fitting or self.kernel.geometry == "learned":
@@ -126,13 +127,9 @@ class Call:
                 return "eager"
         (best,) = fitting
         engine = ENGINES[best]
-        if best not in backends:
-            message = f"{self.function} has no loops for {engine.place}: it runs in plain torch, slower"
-        elif not engine.module.is_available():
-            message = f"{engine.need} was not found: {self.function} runs in plain torch, slower"
-        else:
+        if engine.module.is_available():
             return best
-        warnings.warn(message, stacklevel=4)
+        warnings.warn(f"{engine.need} was not found: {self.function} runs in plain torch, slower", stacklevel=4)
         return "eager"
 
     def _rows(self, value: Any, name: str, rows: slice) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from implicit_em.fused.cpp import operand, statements
 from implicit_em.fused.form import Form
+from implicit_em.fused.means import Means, bounded
 from implicit_em.fused.program import Program, split_at_logarithm
 
 AXES = ("SCALAR", "COMPONENT", "FEATURE")  # by the number of axes of a parameter
@@ -60,29 +60,6 @@ def forward(
     return value, top, total, peak
 
 
-@dataclass(frozen=True)
-class Means:
-    """What `mean` found, as its gradient needs it.
-
-    Attributes:
-        values: [component, value].
-        top, total: [sample], the largest score and Σ_k exp(score − largest).
-        mean: [sample, value], rounded.
-        rest: [sample, value], what the rounding left.
-    """
-
-    values: Tensor
-    top: Tensor
-    total: Tensor
-    mean: Tensor
-    rest: Tensor
-
-    @property
-    def bounded(self) -> Tensor:
-        """The values, or 0 where they are not finite."""
-        return self.values.nan_to_num(0.0, 0.0, 0.0)
-
-
 def mean(
     form: Form,
     x: Float[Tensor, "sample feature"],
@@ -97,11 +74,11 @@ def mean(
     nearest = x.new_empty(n_samples, dtype=torch.int32 if x.dtype == torch.float32 else torch.int64)
     found = Means(values, top, total, x.new_empty(n_samples, n_values), x.new_empty(n_samples, n_values))
     library = _library(form, tuple(p.ndim for p in parameters), x.dtype, True)
-    problem, bounded = _problem(x, mu, log_weights, parameters), found.bounded
+    problem, finite = _problem(x, mu, log_weights, parameters), bounded(values)
     library.forward(*problem, *map(pointer, (None, top, total, None, nearest)))
     library.means(
         *problem,
-        *map(pointer, (top, total, nearest, values, bounded)),
+        *map(pointer, (top, total, nearest, values, finite)),
         ctypes.c_int64(n_values),
         *map(pointer, (found.mean, found.rest)),
     )
@@ -180,7 +157,7 @@ def _backward(
     own = sums(n_parameters, *per_parameter) if shares else None
     towards_values = sums(n_components, n_values) if means else None
     near = mu.masked_fill(mu.isinf(), 0)
-    given = (means.values, means.bounded, means.mean, means.rest) if means else (None,) * 4
+    given = (means.values, bounded(means.values), means.mean, means.rest) if means else (None,) * 4
     library = _library(form, tuple(p.ndim for p in parameters), x.dtype, means is not None)
     library.backward(
         *_problem(x, mu, log_weights, parameters),

@@ -1,4 +1,4 @@
-"""The fused log-partition on a GPU: `template.triton`, compiled by Triton once for a kernel and dtype."""
+"""The fused loops on a GPU: `template.triton`, compiled by Triton once for a kernel and dtype."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from implicit_em.fused.form import Form
+from implicit_em.fused.means import Means, bounded
 from implicit_em.fused.program import Program
 from implicit_em.fused.triton_text import FUNCTIONS, operand, scaled, statements
 
@@ -55,7 +56,8 @@ class Tile:
 _LANES, _LEAST_LANES = 128, 32
 # Rows that fit into registers, and instructions of a tile in straight line, for one feature or, where the programs
 # take a whole pair, for all: more of them spill, and keep ptxas busy for a minute.
-_ROWS = {"forward": 16, "towards_samples": 8, "towards_components": 8}
+_ROWS = {"forward": 16, "means": 8, "towards_samples": 8, "towards_components": 8}
+_PROGRAMS_OF_FORM = {"forward": 1, "means": 1, "towards_samples": 2, "towards_components": 3}
 _PRODUCT_ROWS, _PRODUCT_WARPS, _CHUNK = 32, 4, 16  # where rows, lanes and features meet in a product
 _INSTRUCTIONS = {"features": 1024, "square": 4096, "dot": 4096}
 
@@ -64,8 +66,7 @@ def tile_of(form: Form, kernel: str, dtype: torch.dtype, rows: int, lanes: int, 
     """The tile of a kernel for so many rows and lanes in all, no larger than needed where its size is free."""
     if precision != "subtract":
         return Tile(_PRODUCT_ROWS, _LANES, _PRODUCT_WARPS)
-    programs = {"forward": 1, "towards_samples": 2, "towards_components": 3}[kernel]
-    used = (form.energy, form.slope, form.parameter_slopes)[:programs]
+    used = (form.energy, form.slope, form.parameter_slopes)[: _PROGRAMS_OF_FORM[kernel]]
     widest = _LANES * 4 // dtype.itemsize
     per_row = _LANES // 32 * max(1, sum(map(form.work, used)))
     fitting = _INSTRUCTIONS[form.shape] // per_row
@@ -106,18 +107,41 @@ def forward(
         precision: a name out of `PRECISIONS`; all but "subtract" want the shape square and finite points, and those
             with less than 24 bits float32.
     """
-    n_samples = len(x)
-    if n_samples == 0:
+    if len(x) == 0:
         return x.new_empty(0), x.new_empty(0), x.new_empty(0)
-    problem = _Problem(form, x, mu, log_weights, parameters, precision)
-    parts = problem.parts("forward", 2)
-    top, total = x.new_empty(2, parts.count, problem.width)
-    problem.launch(parts, top, total)
-    largest = top.amax(0)
-    # Parts are joined in float64, here and in gradients: there are few of them.
-    total = (total.double() * (top.double() - _finite(largest).double()).exp()).sum(0)[:n_samples]
-    highest = largest[:n_samples]
-    return (highest.double() + total.log()).to(x.dtype), highest, total.to(x.dtype)
+    top, total, _ = _forward(_Problem(form, x, mu, log_weights, parameters, precision))
+    return (top.double() + total.log()).to(x.dtype), top, total.to(x.dtype)
+
+
+def mean(
+    form: Form,
+    x: Float[Tensor, "sample feature"],
+    mu: Float[Tensor, "component feature"],
+    log_weights: Float[Tensor, " component"],
+    parameters: Sequence[Tensor],
+    values: Float[Tensor, "component value"],
+) -> Means:
+    """Σ_k r_k v_k of each sample; arguments as in `forward`, values of the dtype of `x`, contiguous.
+
+    Values are averaged as their distances from a number nearby: first from the value of the component with the largest
+    score, and then from that mean. So a common offset costs no digits, and neither do values that are far apart.
+    """
+    if len(x) == 0:
+        nothing = x.new_empty(0, values.shape[1])
+        return Means(values, x.new_empty(0), x.new_empty(0), nothing, nothing)
+    problem = _Problem(form, x, mu, log_weights, parameters, "subtract")
+    top, _, nearest = _forward(problem, with_nearest=True)
+    center, shift, of_components = (
+        bounded(values)[nearest],
+        problem.per_sample(_finite(top)),
+        problem.per_component(values),
+    )
+    for _ in range(2):
+        moves, total = _moves(problem, shift, of_components, center)
+        found = (center.double() + moves).to(x.dtype)
+        rest = (center.double() - found.double()) + moves
+        center = torch.where(found.isfinite(), found, center)
+    return Means(values, top, total.to(x.dtype), found, rest.to(x.dtype).nan_to_num(0.0))
 
 
 def backward(
@@ -145,48 +169,131 @@ def backward(
         own = [torch.zeros_like(each) for each in parameters] if shares else None
         return torch.zeros_like(x) if samples else None, torch.zeros_like(mu), torch.zeros_like(log_weights), own
     problem = _Problem(form, x, mu, log_weights, parameters, precision)
-    top, scale = problem.per_sample(_finite(top)), problem.per_sample(towards / total)
-    scale[len(x) :] = 0
-    towards_x = _towards_samples(problem, top, scale) if samples else None
-    return towards_x, *_towards_components(problem, top, scale, shares)
+    return _backward(problem, top, towards / total, None, samples, shares)[:4]
+
+
+def mean_backward(
+    form: Form,
+    x: Float[Tensor, "sample feature"],
+    mu: Float[Tensor, "component feature"],
+    log_weights: Float[Tensor, " component"],
+    parameters: Sequence[Tensor],
+    means: Means,
+    towards: Float[Tensor, "sample value"],
+    *,
+    samples: bool,
+    shares: bool,
+) -> tuple[Tensor | None, Tensor, Tensor, list[Tensor] | None, Tensor]:
+    """What Σ_n towards_n·mean_n has as gradient in x, μ, log π, the parameters and the values, each in its own shape.
+
+    Args:
+        means: from `mean`.
+        samples, shares: as in `backward`.
+    """
+    if len(x) == 0:
+        given = (form, x, mu, log_weights, parameters, means.top, means.total, towards)
+        return *backward(*given, samples=samples, shares=shares), torch.zeros_like(means.values)
+    problem = _Problem(form, x, mu, log_weights, parameters, "subtract")
+    level = (towards.double() * means.rest.double()).sum(-1).to(x.dtype)
+    by_sample = map(problem.per_sample, (means.mean, towards, level))
+    pull = _Pull(problem.per_component(means.values), *by_sample)
+    return _backward(problem, means.top, means.total.reciprocal(), pull, samples, shares)
 
 
 @dataclass(frozen=True)
-class Engine:
+class Passes:
     """`forward` and `backward` in one precision."""
 
     forward: Callable[..., Any]
     backward: Callable[..., Any]
 
 
-def in_precision(precision: str) -> Engine:
-    """The engine that forms squared distances like that; a name out of `PRECISIONS`."""
-    return Engine(partial(forward, precision=precision), partial(backward, precision=precision))
+def in_precision(precision: str) -> Passes:
+    """Those that form squared distances like that; a name out of `PRECISIONS`."""
+    return Passes(partial(forward, precision=precision), partial(backward, precision=precision))
 
 
-def _towards_samples(problem: _Problem, top: Tensor, scale: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class _Pull:
+    """A posterior mean m and its gradient G as the kernels want them; `level` is G·(m − its rounding)."""
+
+    values: Tensor
+    mean: Tensor
+    grad: Tensor
+    level: Tensor
+
+    @property
+    def n_values(self) -> int:
+        return len(self.values)
+
+
+def _forward(problem: _Problem, with_nearest: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """The largest score of each sample, Σ exp(score − largest) in float64, and, if it is wanted, whose score it is."""
+    parts, x = problem.parts("forward", 2 + with_nearest), problem.points[0]
+    top, total = x.new_empty(2, parts.count, problem.width)
+    nearest = torch.zeros_like(top, dtype=torch.int32)
+    problem.launch(parts, top, total, nearest, WITH_NEAREST=with_nearest)
+    largest, part = top.max(0)
+    # Parts are joined in float64, here and in gradients: there are few of them.
+    total = (total.double() * (top.double() - _finite(largest).double()).exp()).sum(0)
+    whose = nearest.gather(0, part[None])[0]
+    there = slice(problem.n_samples)
+    return largest[there], total[there], whose[there]
+
+
+def _moves(
+    problem: _Problem,
+    top: Float[Tensor, " sample"],
+    values: Float[Tensor, "value component"],
+    center: Float[Tensor, "sample value"],
+) -> tuple[Float[Tensor, "sample value"], Float[Tensor, " sample"]]:
+    """How far each mean is from `center`, and Σ exp(score − largest), both in float64."""
+    n_values = center.shape[1]
+    parts = problem.parts("means", n_values + 1)
+    moves = top.new_zeros(parts.count, n_values, problem.width)
+    total = top.new_empty(parts.count, problem.width)
+    problem.launch(parts, top, values, problem.per_sample(center), moves, total, n_values=n_values)
+    weight = _joined(total)
+    there = slice(problem.n_samples)
+    return (_joined(moves) / weight)[:, there].mT, weight[there]
+
+
+def _backward(
+    problem: _Problem, top: Tensor, scale: Tensor, pull: _Pull | None, samples: bool, shares: bool
+) -> tuple[Tensor | None, Tensor, Tensor, list[Tensor] | None, Tensor]:
+    top, scale = problem.per_sample(_finite(top)), problem.per_sample(scale)
+    scale[problem.n_samples :] = 0
+    towards_x = _towards_samples(problem, top, scale, pull) if samples else None
+    return towards_x, *_towards_components(problem, top, scale, pull, shares)
+
+
+def _towards_samples(problem: _Problem, top: Tensor, scale: Tensor, pull: _Pull | None) -> Tensor:
     parts = problem.parts("towards_samples", problem.n_features)
     out = top.new_zeros(parts.count, problem.n_features, problem.width)
-    problem.launch(parts, top, scale, out)
+    problem.launch_with(pull, parts, (top, scale), (out,))
     return _joined(out)[:, : problem.n_samples].mT.to(top.dtype).contiguous()
 
 
 def _towards_components(
-    problem: _Problem, top: Tensor, scale: Tensor, shares: bool
-) -> tuple[Tensor, Tensor, list[Tensor] | None]:
-    n_parameters = len(problem.axes) * shares
+    problem: _Problem, top: Tensor, scale: Tensor, pull: _Pull | None, shares: bool
+) -> tuple[Tensor, Tensor, list[Tensor] | None, Tensor]:
+    n_parameters, n_values = len(problem.axes) * shares, pull.n_values if pull else 0
     per_parameter = problem.n_features if problem.form.shape == "features" else 1
-    parts = problem.parts("towards_components", problem.n_features + 1 + n_parameters * per_parameter)
+    numbers = problem.n_features + 1 + n_parameters * per_parameter + n_values
+    parts = problem.parts("towards_components", numbers)
     towards_mu = top.new_zeros(parts.count, problem.n_features, problem.height)
     counts = top.new_zeros(parts.count, problem.height)
     own = top.new_zeros(parts.count, n_parameters, per_parameter, problem.height)
-    problem.launch(parts, top, scale, towards_mu, counts, own, WITH_PARAMETERS=shares)
+    towards_values = top.new_zeros(parts.count, n_values, problem.height)
+    sums = towards_mu, counts, own, towards_values
+    problem.launch_with(pull, parts, (top, scale), sums, WITH_PARAMETERS=shares)
     there = slice(problem.n_components)
     found = None
     if shares:
         shares_of = zip(_joined(own), problem.axes, strict=True)
         found = [_own(share[:, there], count).to(top.dtype) for share, count in shares_of]
-    return _joined(towards_mu)[:, there].mT.to(top.dtype).contiguous(), _joined(counts)[there], found
+    of_mu, of_values = (_joined(each)[:, there].mT.to(top.dtype).contiguous() for each in (towards_mu, towards_values))
+    return of_mu, _joined(counts)[there], found, of_values
 
 
 def _own(share: Float[Tensor, "feature component"], axes: int) -> Tensor:
@@ -234,11 +341,9 @@ class _Problem:
         self.form, self.axes, self.dtype = form, tuple(each.ndim for each in parameters), x.dtype
         (self.n_samples, self.n_features), self.n_components = x.shape, len(mu)
         sizes, swapped = (self.n_components, self.n_samples), (self.n_samples, self.n_components)
-        by_sample = {
-            kernel: tile_of(form, kernel, x.dtype, *sizes, precision) for kernel in ("forward", "towards_samples")
-        }
-        self.tiles = by_sample | {
-            "towards_components": tile_of(form, "towards_components", x.dtype, *swapped, precision)
+        self.tiles = {
+            kernel: tile_of(form, kernel, x.dtype, *(swapped if kernel == "towards_components" else sizes), precision)
+            for kernel in _ROWS
         }
         self.width = _multiple(self.n_samples, _LANES)
         self.height = _multiple(self.n_components, self.tiles["towards_components"].lanes)
@@ -265,9 +370,18 @@ class _Problem:
         size = -(-tiles // max(1, min(_PROGRAMS // blocks, fitting, tiles)))
         return _Parts(kernel, tile, blocks, size * tile.rows, -(-tiles // size), total)
 
-    def launch(self, parts: _Parts, *others: Tensor, **choices: bool) -> None:
+    def launch_with(
+        self, pull: _Pull | None, parts: _Parts, given: Sequence[Tensor], out: Sequence[Tensor], **choices: bool
+    ) -> None:
+        """A kernel of gradients; without a mean it reads nothing of one."""
+        incoming = (pull.values, pull.mean, pull.grad, pull.level) if pull else (given[0],) * 4
+        n_values = pull.n_values if pull else 0
+        self.launch(parts, *given, *incoming, *out, n_values=n_values, MEANS=pull is not None, **choices)
+
+    def launch(self, parts: _Parts, *others: Tensor, n_values: int | None = None, **choices: bool) -> None:
         kernel = getattr(_module(self.form, self.axes, self.dtype, self.precision), parts.kernel)
-        sizes = (self.width, self.height, self.n_features, parts.total, parts.size)
+        features = (self.n_features,) if n_values is None else (self.n_features, n_values)
+        sizes = (self.width, self.height, *features, parts.total, parts.size)
         tile = parts.tile
         with torch.cuda.device_of(self.points[0]):  # type: ignore[no-untyped-call]
             kernel[parts.blocks, parts.count](

@@ -17,8 +17,6 @@ from implicit_em.fused.form import Form
 from implicit_em.kernels import Kernel
 from implicit_em.kernels import kernel as resolved
 
-BACKENDS = ("compile", "eager", "triton")
-
 
 def mixture_log_partition(
     x: Float[Tensor, "sample feature"],
@@ -62,7 +60,7 @@ def mixture_log_partition(
     Accuracy: finding `fused`.
     """
     call = Call("mixture_log_partition", resolved(kernel), x, mu, lift, mixing_logits, params)
-    chosen = call.engine(backend, BACKENDS)
+    chosen = call.engine(backend)
     if squares != "subtract" and chosen != "triton":
         place = chosen or "eager"
         raise ValueError(f"backend={place!r} has squares='subtract' alone, got {squares!r}: expected backend='triton'")

@@ -11,13 +11,11 @@ from torch import Tensor
 
 from implicit_em.competition import responsibilities
 from implicit_em.contraction import contract
-from implicit_em.fused import cpu
-from implicit_em.fused.call import Call, by_autograd, check_parameters
+from implicit_em.fused.call import ENGINES, Call, by_autograd, check_parameters
 from implicit_em.fused.form import Form
+from implicit_em.fused.means import Means
 from implicit_em.kernels import Kernel, computing_dtype
 from implicit_em.kernels import kernel as resolved
-
-BACKENDS = ("compile", "eager")
 
 
 def mixture_posterior_mean(
@@ -42,9 +40,7 @@ def mixture_posterior_mean(
         mixing_logits: unnormalized log π_k, finite or −inf; equal weights where None.
         values: v_k, in any unit; the locations where None. A common offset costs no digits here either. Any value of a
             component with r = 0 counts as 0.
-        backend: "compile" or "eager", as in `mixture_log_partition`. None takes "compile" on a CPU where it can, and
-            "eager" otherwise, with a warning for want of a C++ compiler. On a CUDA device it warns and runs blocks of
-            plain torch, for want of loops.
+        backend: as in `mixture_log_partition`; "triton" forms differences first.
         params: as in `lifted_energy`.
     Returns:
         The unit of `values`, in the dtype of `x`; float16 and bfloat16 are computed in float32 and rounded once. A
@@ -53,12 +49,12 @@ def mixture_posterior_mean(
     Raises:
         ValueError: shapes, lift, parameters or backend do not fit; the message says what was expected.
         TypeError: as in `Kernel`, or values are not floating point.
-        RuntimeError: backend is "compile", and the tensors are not on a CPU or there is no C++ compiler.
+        RuntimeError: as in `mixture_log_partition`.
     Accuracy: finding `fused`.
     Source: Bishop (2006), section 9.2.
     """
     call = Call("mixture_posterior_mean", resolved(kernel), x, mu, lift, mixing_logits, params)
-    chosen = call.engine(backend, BACKENDS)
+    chosen = call.engine(backend)
     given = mu if values is None else values
     if not given.is_floating_point():
         raise TypeError(f"expected floating-point values, got {given.dtype}")
@@ -67,7 +63,7 @@ def mixture_posterior_mean(
     if chosen is None:
         return call.in_blocks(lambda energies: _mean(responsibilities(energies, mixing_logits), given)).to(x.dtype)
     form, points, log_weights, parameters = call.laid_out()
-    return fused(form, *points, log_weights, given.to(computing_dtype(x.dtype)), parameters).to(x.dtype)
+    return fused(form, *points, log_weights, given.to(computing_dtype(x.dtype)), parameters, chosen).to(x.dtype)
 
 
 def fused(
@@ -77,6 +73,7 @@ def fused(
     log_weights: Float[Tensor, " component"],
     values: Float[Tensor, "component value"],
     parameters: Sequence[Tensor],
+    backend: str,
 ) -> Float[Tensor, "sample value"]:
     """Σ_k r_nk v_k, r_nk ∝ exp(log π_k − d_nk), for a form, differentiable in all tensors.
 
@@ -84,7 +81,7 @@ def fused(
     """
     check_parameters(form, mu, parameters)
     tensors = (each.contiguous() for each in (x, mu, log_weights.double(), values, *parameters))
-    mean: Tensor = _Fused.apply(form, *tensors)  # type: ignore[no-untyped-call]
+    mean: Tensor = _Fused.apply(ENGINES[backend].module, form, *tensors)  # type: ignore[no-untyped-call]
     return mean
 
 
@@ -96,10 +93,17 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, form: Form, x: Tensor, mu: Tensor, log_weights: Tensor, values: Tensor, *parameters: Tensor
+        ctx: Any,
+        engine: Any,
+        form: Form,
+        x: Tensor,
+        mu: Tensor,
+        log_weights: Tensor,
+        values: Tensor,
+        *parameters: Tensor,
     ) -> Tensor:
-        found = cpu.mean(form, x, mu, log_weights, parameters, values)
-        ctx.form = form
+        found: Means = engine.mean(form, x, mu, log_weights, parameters, values)
+        ctx.engine, ctx.form = engine, form
         kept = (found.top, found.total, found.mean, found.rest)
         ctx.save_for_backward(*kept, x, mu, log_weights, values, *parameters)
         return found.mean
@@ -110,13 +114,13 @@ class _Fused(torch.autograd.Function):
         x, mu, log_weights, values, *parameters = inputs
         (grad,) = towards
         if torch.is_grad_enabled():
-            return None, *_again(ctx.form, inputs, grad)
-        means = cpu.Means(values, top, total, mean, rest)
-        samples, shares = ctx.needs_input_grad[1], any(ctx.needs_input_grad[5:])
-        *found, own, towards_values = cpu.mean_backward(
+            return None, None, *_again(ctx.form, inputs, grad)
+        means = Means(values, top, total, mean, rest)
+        samples, shares = ctx.needs_input_grad[2], any(ctx.needs_input_grad[6:])
+        *found, own, towards_values = ctx.engine.mean_backward(
             ctx.form, x, mu, log_weights, parameters, means, grad.contiguous(), samples=samples, shares=shares
         )
-        return None, *found, towards_values, *(own if own is not None else (None for _ in parameters))
+        return None, None, *found, towards_values, *(own if own is not None else (None for _ in parameters))
 
 
 def _again(form: Form, inputs: list[Tensor], grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from derivations import LOCATION
 from implicit_em import Kernel, mixture_log_partition, mixture_posterior_mean
-from implicit_em.fused import posterior
 from implicit_em.fused.form import form_of
 from verify.checks.check import Check, numeric_cells
 from verify.finding import Cell, Finding
@@ -55,13 +54,12 @@ def _cells(subject: Subject, settings: Settings) -> list[Cell]:
     for lift in lifts_of(subject):
         names = [name for name in form_of(subject.code, lift, torch.float64).parameters if name != DERIVED]
         gradients = ["x", "mu", LOGITS, *names, *([FACTOR] if subject.kernel.geometry.name == "quadratic" else [])]
-        partition_of = [f"{lift}/{quantity}" for quantity in ("log_partition", *gradients)]
-        means = [f"{lift}/{MEAN}", *(f"{lift}/{MEAN}/{quantity}" for quantity in ("values", *gradients))]
-        found += numeric_cells(NAME, subject, partition_of, settings, dtypes=WIDE, backends=("compile", "triton"))
+        of_means = [MEAN, *(f"{MEAN}/{quantity}" for quantity in ("values", *gradients))]
+        functions = [f"{lift}/{quantity}" for quantity in ("log_partition", *gradients, *of_means)]
+        found += numeric_cells(NAME, subject, functions, settings, dtypes=WIDE, backends=("compile", "triton"))
         for precision, dtypes in _precisions(subject, lift).items():
             by_products = [f"{lift}:{precision}/{quantity}" for quantity in ("log_partition", *gradients)]
             found += numeric_cells(NAME, subject, by_products, settings, dtypes=dtypes, backends=("triton",))
-        found += numeric_cells(NAME, subject, means, settings, dtypes=WIDE, backends=("compile",))
     return found
 
 
@@ -122,7 +120,7 @@ def _judged(
 def _results(
     kernel: Kernel, lift: str, precision: str, problem: Problem, fmt: Format, device: str, backend: str
 ) -> Results:
-    """What the library returns: L, and the gradients of Σ_n towards_n L_n; where it has means, the same of them."""
+    """What the library returns: L, and the gradients of Σ_n towards_n L_n; the same of means, unless by products."""
     inputs = {
         name: fmt.tensor(value).reshape(value.shape)
         for name, value in (
@@ -149,7 +147,7 @@ def _results(
 
     value = mixture_log_partition(x, mu, kernel, lift, logits, backend, precision, **own)
     found = {"log_partition": fmt.array(value.cpu()), **gradients(value, problem.towards)}
-    if backend in posterior.BACKENDS:
+    if precision == "subtract":
         mean = mixture_posterior_mean(x, mu, kernel, lift, logits, values, backend, **own)
         slopes = gradients(mean, problem.towards_mean)
         found |= {MEAN: fmt.array(mean.cpu()), **{f"{MEAN}/{name}": slope for name, slope in slopes.items()}}

@@ -68,8 +68,9 @@ def budgets(
     with np.errstate(all="ignore"):
         call = BY_GEOMETRY[subject.kernel.geometry.name](problem, plain)
         if arithmetic.table.backend == "triton":
-            loops = Loops(subject, form, call, arithmetic, on_a_gpu(problem), product=PRODUCTS[precision])
-            return loops.of_partition(None)
+            depths, product = on_a_gpu(problem, arithmetic.fmt.torch_dtype.itemsize), PRODUCTS[precision]
+            loops = Loops(subject, form, call, arithmetic, depths, product=product)
+            return {**loops.of_partition(None), **({} if product else loops.of_mean())}
         terms = terms_of(form, [call.taken.parameters[name].low.ndim for name in form.parameters])
         depths = on_a_cpu(problem, arithmetic.fmt.torch_dtype.itemsize)
         loops = Loops(subject, form, call, arithmetic, depths, terms)

@@ -19,8 +19,8 @@ STRANDS = 4
 # tiles in float64.
 LONGEST_TILE = 512
 SHORTEST_VECTOR = 32
-# On a GPU. Rows of a tile, which one thread adds up, and its tiles one after the other; the sums of programs are added
-# in float64. A program has one tile as long as no more than so many programs are there.
+# On a GPU. Rows of a tile, which one thread adds up, and its tiles one after the other; then the sums of programs, in
+# float64. A program has one tile as long as no more than so many programs are there.
 ROWS = 16
 PROGRAMS = 2048
 LANES, LEAST_LANES = 128, 32  # samples or components: padded to whole ones of the first, and at least as many a program
@@ -36,7 +36,7 @@ class Depths:
         exponentials: of Σ exp(score − largest).
         rescalings: how often that sum is multiplied, as a larger score turns up.
         values: of a mean's gradient times values.
-        chunks: of a mean's components: where each begins.
+        chunks: of a mean's components: where each begins. None where all are averaged as distances from one number.
     """
 
     features: int
@@ -45,7 +45,7 @@ class Depths:
     exponentials: int
     rescalings: int
     values: int = 0
-    chunks: Sequence[int] = (0,)
+    chunks: Sequence[int] | None = None
 
 
 def on_a_cpu(problem: Problem, bytes_of_a_number: int) -> Depths:
@@ -64,16 +64,21 @@ def on_a_cpu(problem: Problem, bytes_of_a_number: int) -> Depths:
     )
 
 
-def on_a_gpu(problem: Problem) -> Depths:
+def on_a_gpu(problem: Problem, bytes_of_a_number: int) -> Depths:
     """Of `template.triton`, whose sums over features go from the first to the last."""
     (n_samples, n_features), count = problem.x.shape, len(problem.mu)
-    of_components, of_samples = (_tiles(*sizes) for sizes in ((count, n_samples), (n_samples, count)))
+    is_wide = bytes_of_a_number == 8  # nothing is left of the sums of programs in float64 but their rounding, otherwise
+
+    def over(rows: int, lanes: int) -> int:
+        return min(rows, ROWS + _tiles(rows, lanes) + (PROGRAMS if is_wide else 0)) + 1
+
     return Depths(
         features=n_features,
-        components=min(count, ROWS + of_components) + 1,
-        samples=min(n_samples, ROWS + of_samples) + 1,
-        exponentials=min(count, ROWS + of_components) + 1,
-        rescalings=of_components,
+        components=over(count, n_samples),
+        samples=over(n_samples, count),
+        exponentials=over(count, n_samples),
+        rescalings=_tiles(count, n_samples) + is_wide,
+        values=problem.values.shape[-1] + 1,
     )
 
 

@@ -1,7 +1,8 @@
-"""All results that correct loops can have for a posterior mean and its derivative in every score: `posterior.cpp`."""
+"""All results that correct loops can have for a posterior mean and its derivative in every score."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +15,11 @@ if TYPE_CHECKING:
 
 
 class Means:
-    """Σ_k r v and what its gradient G makes of every score, r (G·v − G·m): `posterior.cpp` and `pulls`.
+    """Σ_k r v and what its gradient G makes of every score, r (G·v − G·m): `means` and `pulls` of the templates.
 
     Scores err by factors 1 + ε of the weights, in the mean and in its gradient alike, so what they err cancels as far
     as values agree: a mean is off by Σ_k r ε (v − m)/Σ_k r (1 + ε). All else is rounding: of differences from the mean
-    on its way.
+    on its way, or from a first mean.
 
     Attributes:
         exact: m, [sample, value].
@@ -38,17 +39,37 @@ class Means:
         self.exact, self.gap = start + rest, gap - rest[:, None]
         self.of_scores = self.drift(self.gap, np.zeros_like(rest))
         can_be_start = ~loops.impossible & (loops.scores.high >= loops.top.low[:, None])
-        self.of_mean = self.rounding_of_mean(can_be_start)
+        chunks = loops.depths.chunks
+        self.of_mean = self.on_its_way(can_be_start, chunks) if chunks else self.from_a_first_mean(can_be_start)
         # No number of the format is nearer to the mean than what it is rounded to.
         self.largest_rest = np.minimum(self.unit * np.abs(self.exact), np.abs(rest)) + self.of_mean
         self.largest_rest += _size(*self.of_scores)
         self.towards = np.asarray(problem.towards_mean, np.longdouble)
 
-    def rounding_of_mean(self, can_be_start: Any) -> Any:
+    def from_a_first_mean(self, can_be_start: Any) -> Any:
+        """What roundings come to where values are averaged twice: as distances from the nearest, and from that mean.
+
+        A term's difference, product and sum, and the sum of weights, are off by so many roundings of a distance.
+        """
+        weights, most, unit = self.weights, self.weights.ends[1], self.unit
+        of_scores = _size(*self.of_scores)
+        noise = most * (weights.noise + self.arithmetic.gamma(2 * self.loops.depths.components + 4)) + weights.floor
+        noise = noise[..., None] * (1 + weights.slack)
+        from_mean = np.abs(self.gap) + of_scores[:, None]
+        of_start = np.where(can_be_start[..., None], from_mean, 0).max(1)
+        first = (noise * (from_mean + of_start[:, None])).sum(1)
+        # Rounding takes the first mean no further than to the nearest value, which is a number of the format.
+        reach = np.abs(self.exact) + of_scores + first
+        off = first + np.minimum(unit * reach, of_start + first)
+        second = (noise * (from_mean + off[:, None])).sum(1)
+        # What is left is rounded itself.
+        return second + unit * (second + np.minimum(unit * reach, of_start + second)) + weights.floor
+
+    def on_its_way(self, can_be_start: Any, chunks: Sequence[int]) -> Any:
         """What roundings of weights, and of the moves of a mean by chunks, come to."""
         weights, most, count = self.weights, self.weights.ends[1], self.gap.shape[1]
-        on_the_way, room = self.on_the_way(can_be_start)
-        chunk_of = np.searchsorted(self.loops.depths.chunks, np.arange(count), "right") - 1
+        on_the_way, room = self.before_chunks(can_be_start, chunks)
+        chunk_of = np.searchsorted(chunks, np.arange(count), "right") - 1
         from_there = np.abs(self.gap - on_the_way[:, chunk_of]) + room[:, chunk_of]
         # Differences are from what is rounded of it: no number of the format, and no value, is nearer.
         from_start = np.abs(on_the_way - on_the_way[:, :1]) + room
@@ -63,7 +84,7 @@ class Means:
         left = reach * self.unit**2 * 2 * (1 + on_the_way.shape[1])
         return (moves + of_weights) * (1 + weights.slack) + left + weights.floor
 
-    def on_the_way(self, can_be_start: Any) -> tuple[Any, Any]:
+    def before_chunks(self, can_be_start: Any, chunks: Sequence[int]) -> tuple[Any, Any]:
         """The mean before each chunk, less the last one, and how far off it may be: [sample, chunk, value]."""
         weights = self.weights
         nearest = weights.middle.argmax(-1)
@@ -74,7 +95,7 @@ class Means:
             own = terms[first]
             others = terms.copy()
             others[first] = 0
-            return (np.cumsum(others, 1) - others)[:, self.loops.depths.chunks] + own[:, None]
+            return (np.cumsum(others, 1) - others)[:, chunks] + own[:, None]
 
         mean = before(weights.share[..., None] * self.gap) / before(weights.share)[..., None]
         factor = np.maximum(np.abs(weights.less), np.abs(weights.more))
