@@ -27,7 +27,7 @@ from verify.bench.memory import _on_cpu, peak
 from verify.bench.passes import run_of
 from verify.bench.problems import Case, Size, cases, problem
 from verify.bench.results import Bench, Row
-from verify.bench.rivals import FUSED, RIVALS, Function, NotRun, fused
+from verify.bench.rivals import FUSED, RIVALS, Function, NotRun, functions_of, fused
 from verify.bench.roofline import Peaks, Work, work_of
 from verify.bench.room import bounded, resident
 from verify.bench.timing import interleaved, ratio
@@ -57,6 +57,20 @@ def test_the_plain_formula_and_the_fused_path_agree(case: Case) -> None:
     for one, other in zip(*(run_of("gradient", make(given), given)() for make in (fused, plain)), strict=True):
         size = other.abs().amax(-1, keepdim=True).clamp(min=1)
         assert ((one - other).abs() <= torch.finfo(other.dtype).eps ** (2 / 3) * size).all()
+
+
+@pytest.mark.parametrize("case", [case for case in EVERY if case.lift != "sum"], ids=named)
+def test_a_product_in_the_place_of_differences_is_the_same_formula(case: Case) -> None:
+    given = problem(case)
+    one, other = (plain(given, by_product)(given.x, given.mu) for by_product in (False, True))
+    assert ((one - other).abs() <= torch.finfo(other.dtype).eps ** (2 / 3) * other.abs().clamp(min=1)).all()
+    assert torch.equal(one, other) == (formula_of(given).shape != "square")
+
+
+def test_the_gradient_in_mu_is_that_of_both() -> None:
+    given = problem(GAUSSIAN)
+    both, alone = (run_of(name, plain(given), given)() for name in ("gradient", "mu"))
+    assert all(torch.equal(a, b) for a, b in zip((both[0], both[2]), alone, strict=True))
 
 
 def test_every_lift_of_every_kernel_but_the_learned_is_timed() -> None:
@@ -155,10 +169,10 @@ def test_a_function_without_intervals_is_held_to_float64(tmp_path: Path) -> None
     given = problem(Case(str(file), "sum", SMALL))
     truth = truth_of(given, gradients=True)
     assert truth.basis == "float64"
-    right = truth.errors(run_of("gradient", plain(given), given)())
-    assert max(error.largest for error in (right.value, *(right.gradients or ()))) < torch.finfo(torch.float32).eps ** (
-        -1 / 3
-    )
+    right = truth.errors(run_of("gradient", plain(given), given)(), "gradient")
+    assert max(error.largest for error in (right.value, *right.gradients.values())) < torch.finfo(
+        torch.float32
+    ).eps ** (-1 / 3)
 
 
 def off(problem: Any) -> Function:
@@ -191,7 +205,7 @@ def test_a_wrong_fused_path_is_seen_in_the_table(monkeypatch: pytest.MonkeyPatch
 def test_nan_is_as_wrong_as_can_be() -> None:
     given = problem(GAUSSIAN)
     nothing = torch.full((SMALL.samples,), torch.nan)
-    assert truth_of(given, gradients=False).errors((nothing,)).value == (np.inf, np.inf)
+    assert truth_of(given, gradients=False).errors((nothing,), "forward").value == (np.inf, np.inf)
 
 
 def shown(found: Bench) -> str:
@@ -206,7 +220,7 @@ def full(memory: bool) -> Bench:
     """Rows as wide as they get."""
     case, wide = Case("student_t_density", "radial", Size(1_000_000, 65_536, 1024)), Error(8.38e6, 8.38e6)
     rows = [
-        Row(case, name, rival, None, (98.76, 98.76), 1234.5, Errors(wide, (wide, wide)), "intervals")
+        Row(case, name, rival, None, (98.76, 98.76), 1234.5, Errors(wide, {"x": wide, "mu": wide}), "intervals")
         for rival in RIVALS
         for name in ("forward", "gradient")
     ]
@@ -292,15 +306,45 @@ def test_a_mistake_is_one_line(arguments: str, capsys: pytest.CaptureFixture[str
     assert MISTAKES[arguments] in error
 
 
-def test_subnormal_numbers_are_kept_whatever_a_rival_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_subnormal_numbers_are_kept_whatever_a_rival_loads() -> None:
     def flushing(given: Any) -> Function:
         torch.set_flush_denormal(True)
         return plain(given)
 
-    monkeypatch.setitem(RIVALS, "KeOps", flushing)  # type: ignore[arg-type]
-    command._first_run("KeOps", "forward", problem(GAUSSIAN))
+    command._first_run(flushing, "forward", problem(GAUSSIAN))
     smallest = torch.tensor(torch.finfo(torch.float32).smallest_normal)
     assert smallest / 2 > 0
+
+
+BY_PRODUCTS = ["matmul", "fused expand", "fused tf32x3", "fused tf32", "fused bf16"]
+
+
+@pytest.mark.parametrize(
+    ("case", "others"),
+    [
+        (GAUSSIAN, []),
+        (replace(GAUSSIAN, device="cuda"), BY_PRODUCTS),
+        (replace(GAUSSIAN, device="cuda", dtype="float64"), BY_PRODUCTS[:2]),
+        (replace(GAUSSIAN, device="cuda", lift="sum"), []),
+        (replace(GAUSSIAN, device="cuda", spec="cosine", lift="own"), []),
+    ],
+)
+def test_on_a_gpu_each_precision_is_timed(case: Case, others: list[str]) -> None:
+    assert list(functions_of(case)) == [*RIVALS, *others]
+
+
+def test_a_precision_is_shown_and_is_no_rival() -> None:
+    """Neither faster nor closer counts in the verdict."""
+    case = replace(GAUSSIAN, device="cuda")
+    rows = [
+        Row(case, "forward", name, None, (1.0,), ratio, Errors(Error(typical, typical)), "intervals")
+        for name, ratio, typical in ((FUSED, 1.0, 2.0), ("eager torch", 3.0, 4.0), ("fused bf16", 0.5, 1.0))
+    ]
+    text = shown(Bench(full(memory=False).environment, rows, None, []))
+    assert re.search(r"fused bf16 .* 0.50 ", text)
+    assert re.search(r"fused  .*✓", text)
+    assert "fastest in 1 of 1" in text
+    assert "equal to it, in 1 of 1" in text
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
@@ -376,8 +420,8 @@ class TestTheRoofline:
 
     def test_gradients_cost_more(self) -> None:
         for case in EVERY:
-            forward, gradient = (work_of(problem(case), name) for name in ("forward", "gradient"))
-            assert gradient.multiply_adds > 2 * forward.multiply_adds, case
+            forward, of_mu, gradient = (work_of(problem(case), name) for name in ("forward", "mu", "gradient"))
+            assert gradient.multiply_adds > of_mu.multiply_adds > 2 * forward.multiply_adds, case
             assert gradient.special["exp"] >= 2 * forward.special["exp"], case
 
     def test_every_special_function_has_a_rate(self) -> None:

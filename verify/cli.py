@@ -611,10 +611,10 @@ def audit(target: str, seed: int, picture: Path | None, json_path: Path | None) 
 @click.option(
     "--pass",
     "which",
-    type=click.Choice(["forward", "both"]),
+    type=click.Choice(["forward", "mu", "both"]),
     default="both",
     show_default=True,
-    help="L alone, or also L with its gradients in x and mu.",
+    help="L alone; L with its gradient in mu; or L alone and L with its gradients in x and mu.",
 )
 @click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True)
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)

@@ -396,14 +396,21 @@ class _Problem:
             )
 
 
+def precisions_of(form: Form, dtype: torch.dtype) -> tuple[str, ...]:
+    """Those of `PRECISIONS` that a form has in a dtype, "subtract" first."""
+    if form.shape != "square":
+        return ("subtract",)
+    return tuple(PRECISIONS) if dtype == torch.float32 else ("subtract", "expand")
+
+
 def _check(precision: str, form: Form, dtype: torch.dtype) -> None:
     """Raises ValueError unless a form has that precision."""
     if precision not in PRECISIONS:
         raise ValueError(f"expected a precision out of {', '.join(PRECISIONS)}, got {precision!r}")
-    if precision != "subtract" and form.shape != "square":
-        raise ValueError(f"expected precision='subtract' for energies of {form.shape}, got {precision!r}")
-    if precision not in ("subtract", "expand") and dtype != torch.float32:
-        raise ValueError(f"expected precision='subtract' or 'expand' for {dtype}, got {precision!r}")
+    had = precisions_of(form, dtype)
+    if precision not in had:
+        energies = {"features": "of features", "square": "of squared distances", "dot": "of cosines"}[form.shape]
+        raise ValueError(f"energies {energies} in {dtype} have no precision {precision!r}: expected {' or '.join(had)}")
 
 
 def _expanded(x: Tensor, mu: Tensor, precision: str) -> tuple[Tensor, Tensor]:

@@ -13,9 +13,9 @@ import torch
 from verify.bench.lazy import flags, is_installed
 from verify.bench.memory import peak
 from verify.bench.passes import Results, run_of
-from verify.bench.problems import PASSES, Case, Problem, problem
+from verify.bench.problems import GRADIENTS, PASSES, Case, Problem, problem
 from verify.bench.results import Bench, Bound, Row
-from verify.bench.rivals import FUSED, RIVALS, NotRun
+from verify.bench.rivals import FUSED, Make, NotRun, functions_of
 from verify.bench.roofline import Peaks, peaks, work_of
 from verify.bench.room import bounded
 from verify.bench.timing import interleaved, ratio
@@ -45,7 +45,7 @@ def bench(
     rows: list[Row] = []
     machine: Peaks | None = None
     bounds: list[Bound] = []
-    truth = partial(truth_of, gradients="gradient" in passes)
+    truth = partial(truth_of, gradients=any(GRADIENTS[name] for name in passes))
     begun, finished = time.monotonic(), True
     plan = [(case, pass_name) for case in cases for pass_name in passes]
     try:
@@ -59,8 +59,10 @@ def bench(
         machine, bounds = _roofline(rows)
     except KeyboardInterrupt:
         finished = False
-    for case, pass_name in plan[len(rows) // len(RIVALS) :]:
-        rows += [Row(case, pass_name, rival, INTERRUPTED) for rival in RIVALS]
+    reached = {(row.case, row.pass_name) for row in rows}
+    for case, pass_name in plan:
+        if (case, pass_name) not in reached:
+            rows += [Row(case, pass_name, name, INTERRUPTED) for name in functions_of(case)]
     about = _about(cases[0], repeats) | {"reproduce": reproduce, "seconds": round(time.monotonic() - begun, 2)}
     return Bench(about, rows, machine, bounds), finished
 
@@ -83,17 +85,18 @@ def _rows(
     memory: bool,
     told: Callable[[float], None],
 ) -> list[Row]:
-    """One pass of one problem: a row for each of `RIVALS`."""
+    """One pass of one problem: a row for each of `functions_of`."""
+    functions = functions_of(case)
     if case.device == "cuda" and not torch.cuda.is_available():
-        return [Row(case, pass_name, rival, missing("cuda", "compile")) for rival in RIVALS]
+        return [Row(case, pass_name, name, missing("cuda", "compile")) for name in functions]
     given = problem(case)
     runs: dict[str, Callable[[], Results]] = {}
     first: dict[str, Results] = {}
     reasons: dict[str, str] = {}
-    for name in RIVALS:
+    for name, make in functions.items():
         try:
             with bounded(case.device):
-                runs[name], first[name] = _first_run(name, pass_name, given)
+                runs[name], first[name] = _first_run(make, pass_name, given)
         except NotRun as error:
             reasons[name] = str(error)
     rounds = iter(range(1, repeats + 1))
@@ -105,14 +108,14 @@ def _rows(
         compared = ratio(seconds[name], seconds[FUSED]) if FUSED in seconds else None
         own, why = _peak(case, pass_name, name) if memory else (None, None)
         right = truth(given)
-        errors = right.errors(first[name])
+        errors = right.errors(first[name], pass_name)
         return Row(case, pass_name, name, None, tuple(seconds[name]), compared, errors, right.basis, own, why)
 
-    return [row(name) for name in RIVALS]
+    return [row(name) for name in functions]
 
 
-def _first_run(name: str, pass_name: str, given: Problem) -> tuple[Callable[[], Results], Results]:
-    run = run_of(pass_name, RIVALS[name](given), given)
+def _first_run(make: Make, pass_name: str, given: Problem) -> tuple[Callable[[], Results], Results]:
+    run = run_of(pass_name, make(given), given)
     results = run()
     # Code compiled with -ffast-math, as KeOps can be, has its thread flush subnormal numbers from then on.
     torch.set_flush_denormal(False)

@@ -64,8 +64,12 @@ def formula_of(problem: Problem) -> Formula:
     )
 
 
-def plain(problem: Problem) -> Callable[[Tensor, Tensor], Tensor]:
-    """(x, μ) ↦ log Σ_k π_k exp(−d(x_n, μ_k)) in torch, with the matrix of energies."""
+def plain(problem: Problem, by_product: bool = False) -> Callable[[Tensor, Tensor], Tensor]:
+    """(x, μ) ↦ log Σ_k π_k exp(−d(x_n, μ_k)) in torch, with the matrix of energies.
+
+    Args:
+        by_product: whether squared distances are ‖x‖² − 2 x·μ + ‖μ‖², which loses digits far from the origin.
+    """
     formula = formula_of(problem)
     energy = lambdify(formula.symbol, formula.energy, modules="torch", cse=True)
 
@@ -73,6 +77,9 @@ def plain(problem: Problem) -> Callable[[Tensor, Tensor], Tensor]:
         x, mu = formula.reduced(x, problem), formula.reduced(mu, problem)
         if formula.shape == "dot":
             energies = energy(x @ mu.mT)
+        elif formula.shape == "square" and by_product:
+            squares = x.square().sum(-1, keepdim=True) - 2 * (x @ mu.mT) + mu.square().sum(-1)
+            energies = energy(squares.clamp(min=0))
         elif formula.shape == "square":
             energies = energy((x[:, None] - mu).square().sum(-1))
         else:

@@ -10,7 +10,7 @@ from rich.console import RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
-from verify.bench.problems import Case
+from verify.bench.problems import GRADIENTS, Case
 from verify.bench.results import Bench, Bound, Row
 from verify.bench.rivals import FUSED
 from verify.bench.roofline import Peaks
@@ -18,7 +18,9 @@ from verify.report.notation import count, number, plural
 from verify.table import filled
 
 _MEGA, _GIGA = 1e6, 1e9
-_HEADS = {"forward": "L", "gradient": "grad"}
+_HEADS = {"forward": "L", "gradient": "grad", "mu": "∂μ"}
+_MEANINGS = {"gradient": "grad: L and its gradients in x and μ, in one pass", "mu": "∂μ: L and its gradient in μ"}
+_ERRORS = {"x": "∂x\nulp", "mu": "∂μ\nulp"}
 
 
 def bench_table(bench: Bench) -> Iterator[RenderableType]:
@@ -67,12 +69,12 @@ def _problem(case: Case, rows: Sequence[Row]) -> Iterator[RenderableType]:
 
 
 def _heads(name: str, memory: bool) -> list[str]:
-    errors = ["error\nulp"] if name == "forward" else ["∂x\nulp", "∂μ\nulp"]
+    errors = [_ERRORS[gradient] for gradient in GRADIENTS[name]] or ["error\nulp"]
     return [f"{_HEADS[name]}\nms", "\n×", *errors, *(["\nMB"] if memory else [])]
 
 
 def _cells(row: Row, rows: Sequence[Row], memory: bool) -> list[Text]:
-    errors = 1 if row.pass_name == "forward" else 2
+    errors = max(1, len(GRADIENTS[row.pass_name]))
     if row.median is None:
         return [Text("–", style="dim")] * (2 + errors + memory)
     shown = [Text(number(1e3 * row.median)), Text("" if row.ratio is None else _ratio(row.ratio))]
@@ -92,11 +94,13 @@ def _megabytes(size: int) -> str:
 
 
 def _marks(row: Row, rows: Sequence[Row]) -> list[str]:
-    """Beside each error of the fused path, whether a rival's is smaller; nothing beside the rivals' own."""
+    """Beside each error of the fused path, whether a rival's is smaller; nothing beside all else's."""
     if row.rival != FUSED:
         return ["  "] * len(row.judged)
-    others = [other.judged for other in rows if other.pass_name == row.pass_name and other.judged]
-    return [" !" if own > min(same) else " ✓" for own, *same in zip(row.judged, *others, strict=True)]
+    others = [
+        other.judged for other in rows if other.pass_name == row.pass_name and not other.is_fused and other.judged
+    ]
+    return [" !" if own > min(same, default=own) else " ✓" for own, *same in zip(row.judged, *others, strict=True)]
 
 
 def _roofline(bound: Bound) -> Text:
@@ -113,7 +117,10 @@ def _legend(bench: Bench) -> Iterator[str]:
     yield "×: how many times longer than the fused path, median over rounds in turns"
     yield "ulp: root mean square error of L; of a gradient, in ulps of its row's largest"
     yield "✓: no rival's is smaller; !: one is"
-    yield "grad: L and its gradients in x and μ, in one pass"
+    if any(row.is_fused and row.rival != FUSED for row in bench.rows):
+        yield "fused tf32 and others: the fused path with squares='tf32', no rivals"
+    passes = {row.pass_name for row in bench.rows}
+    yield from (meaning for name, meaning in _MEANINGS.items() if name in passes)
     if any(row.peak is not None for row in bench.rows):
         yield "MB: the peak besides inputs and results, each in a process of its own"
     threads = plural(about["threads"], "thread")

@@ -17,7 +17,7 @@ import torch
 
 from verify.bench.passes import Results, run_of
 from verify.bench.problems import Case, problem
-from verify.bench.rivals import RIVALS, NotRun
+from verify.bench.rivals import NotRun, functions_of
 from verify.bench.room import bounded, forget_peak, peak_resident, resident
 from verify.bench.timing import finish
 
@@ -65,7 +65,7 @@ def _answer(connection: Connection, case: Case, pass_name: str, rival: str, thre
 
 def _measured(case: Case, pass_name: str, rival: str) -> int:
     given = problem(case)
-    run = run_of(pass_name, RIVALS[rival](given), given)
+    run = run_of(pass_name, functions_of(given.case)[rival](given), given)
     run()
     return _on_gpu(run) if case.device == "cuda" else _on_cpu(run)
 

@@ -1,4 +1,4 @@
-"""One pass of a function: L alone, or L and the gradients of Σ_n L_n in x and μ."""
+"""One pass of a function: L alone, or L and gradients of Σ_n L_n."""
 
 from __future__ import annotations
 
@@ -7,25 +7,27 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from verify.bench.problems import Problem
+from verify.bench.problems import GRADIENTS, Problem
 from verify.bench.rivals import Function
 
 Results = tuple[Tensor, ...]
 
 
 def run_of(name: str, function: Function, problem: Problem) -> Callable[[], Results]:
-    """What is timed, by the name of the pass: it gives (L,) or (L, ∂/∂x, ∂/∂μ)."""
-    if name == "forward":
+    """What is timed, by the name of the pass: it gives L, and the gradients that `GRADIENTS` names."""
+    wanted = GRADIENTS[name]
+    if not wanted:
 
         def forward() -> Results:
             with torch.no_grad():
                 return (function(problem.x, problem.mu),)
 
         return forward
-    points = [part.detach().requires_grad_() for part in (problem.x, problem.mu)]
+    points = {"x": problem.x.detach(), "mu": problem.mu.detach()}
+    leaves = [points[each].requires_grad_() for each in wanted]
 
     def gradient() -> Results:
-        value = function(*points)
-        return value.detach(), *torch.autograd.grad(value.sum(), points)
+        value = function(points["x"], points["mu"])
+        return value.detach(), *torch.autograd.grad(value.sum(), leaves)
 
     return gradient

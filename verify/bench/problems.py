@@ -15,7 +15,9 @@ from verify.formats import Format, format_of
 from verify.subject import Subject, load_subject
 
 LIFTS = ("radial", "sum", "own")
-PASSES = ("forward", "gradient")
+# What a pass works out besides L: its gradients in these.
+GRADIENTS: Mapping[str, tuple[str, ...]] = {"forward": (), "gradient": ("x", "mu"), "mu": ("mu",)}
+PASSES = ("forward", "gradient")  # those that are timed unless one is asked for
 
 
 class Size(NamedTuple):

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
-from verify.bench.problems import Case
+from verify.bench.problems import GRADIENTS, Case
 from verify.bench.rivals import FUSED
 from verify.bench.roofline import Peaks, Work
 from verify.bench.truth import Errors
@@ -20,7 +20,7 @@ class Row:
     """One pass of one function on one problem.
 
     Attributes:
-        rival: a name of `RIVALS`; "fused" is the one that the others are compared with.
+        rival: a name of `functions_of`; "fused" is the one that the others are compared with.
         reason: why it was not run; None where it was.
         seconds: one per round.
         ratio: the median over rounds of its time over that of the fused path; None where either was not run.
@@ -40,20 +40,26 @@ class Row:
     peak_reason: str | None = None
 
     @property
+    def is_fused(self) -> bool:
+        """Whether it is the fused path, in any precision, and so no rival of it."""
+        return self.rival.split()[0] == FUSED
+
+    @property
     def median(self) -> float | None:
         return median(self.seconds) if self.seconds else None
 
     @property
     def judged(self) -> tuple[float, ...]:
-        """The typical errors of what the pass is for: of L, or of its gradients in x and μ where there is a truth."""
+        """The typical errors of what the pass is for: of L, or of its gradients where there is a truth."""
         if self.errors is None:
             return ()
-        judged = (self.errors.value,) if self.pass_name == "forward" else self.errors.gradients or ()
+        judged = self.errors.gradients.values() if GRADIENTS[self.pass_name] else (self.errors.value,)
         return tuple(error.typical for error in judged)
 
     def as_dict(self) -> dict[str, Any]:
-        gradients = (self.errors.gradients if self.errors else None) or (None, None)
-        named = {"error": self.errors.value if self.errors else None, "error_x": gradients[0], "error_mu": gradients[1]}
+        gradients = self.errors.gradients if self.errors else {}
+        named = {f"error_{name}": gradients.get(name) for name in ("x", "mu")}
+        named = {"error": self.errors.value if self.errors else None, **named}
         return self.case.as_dict() | {
             "pass": self.pass_name,
             "rival": self.rival,
@@ -98,7 +104,7 @@ class Bench:
         for own in self.rows:
             if own.rival == FUSED and own.seconds:
                 same = [row for row in self.rows if (row.case, row.pass_name) == (own.case, own.pass_name)]
-                yield own, [row for row in same if row.seconds and row is not own]
+                yield own, [row for row in same if row.seconds and not row.is_fused]
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON."""

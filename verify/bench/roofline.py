@@ -18,7 +18,7 @@ import torch
 from implicit_em.fused.cpu import terms_of
 from implicit_em.fused.form import Form, form_of
 from implicit_em.fused.program import Program
-from verify.bench.problems import Case, Problem
+from verify.bench.problems import GRADIENTS, Case, Problem
 from verify.bench.timing import finish
 from verify.fused.depths import BLOCK
 
@@ -82,11 +82,12 @@ def work_of(problem: Problem, pass_name: str) -> Work:
     pairs, per_number = samples * components, case.fmt.torch_dtype.itemsize
     read = (samples * features + components * features + components) * per_number
     forward = _pairwise(form, terms, features, pairs) + Work(read + samples * per_number, 0, {"log": samples})
-    if pass_name == "forward":
+    wanted = GRADIENTS[pass_name]
+    if not wanted:
         return forward
-    written = (samples + components) * features * per_number
+    written = sum({"x": samples, "mu": components}[name] for name in wanted) * features * per_number
     again = _pairwise(form, terms, features, pairs) + Work(read + 2 * samples * per_number + written, 0)
-    return forward + again + _slopes(form, features, pairs)
+    return forward + again + _slopes(form, features, pairs, len(wanted))
 
 
 def _pairwise(form: Form, terms: Program | None, features: int, pairs: int) -> Work:
@@ -106,12 +107,12 @@ def _pairwise(form: Form, terms: Program | None, features: int, pairs: int) -> W
     return _times(reduced + Work(0, _SOFTMAX, {"exp": 1}), pairs)
 
 
-def _slopes(form: Form, features: int, pairs: int) -> Work:
-    """∂L/∂x and ∂L/∂μ from the energies: r, and its product with what either point is pulled by."""
+def _slopes(form: Form, features: int, pairs: int, count: int) -> Work:
+    """One or both of ∂L/∂x and ∂L/∂μ from the energies: r, and its product with what either point is pulled by."""
     slope = _cost(form.slope, len(form.parameters))
     if form.shape == "features":
-        return _times(_times(slope + Work(0, 3), features) + Work(0, 1), pairs)
-    return _times(slope + Work(0, 2 + features * (3 if form.shape == "square" else 2)), pairs)
+        return _times(_times(slope + Work(0, 1 + count), features) + Work(0, 1), pairs)
+    return _times(slope + Work(0, 2 + features * (count + (form.shape == "square"))), pairs)
 
 
 def _times(work: Work, count: int) -> Work:

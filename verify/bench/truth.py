@@ -7,8 +7,8 @@ error is a bound. Where the intervals lack a function, the stable code in float6
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache, reduce
 from operator import add
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from torch import Tensor
 from derivations.enclosure import compile_over
 from implicit_em import lifted_energy, mixture_log_partition
 from verify.bench.passes import Results
-from verify.bench.problems import Problem
+from verify.bench.problems import GRADIENTS, Problem
 from verify.formats import spacing
 from verify.intervals import ARITHMETIC, Interval, Long, NoInterval
 
@@ -43,12 +43,12 @@ class Errors:
 
     Attributes:
         value: of L, in ulps of L, or of 1 where |L| < 1.
-        gradients: of ∂/∂x and ∂/∂μ, in ulps of the largest entry of their row; None for float64, where there is no
-            truth beyond it.
+        gradients: of ∂/∂x and ∂/∂μ, by name, in ulps of the largest entry of their row; none for float64, where there
+            is no truth beyond it.
     """
 
     value: Error
-    gradients: tuple[Error, Error] | None = None
+    gradients: Mapping[str, Error] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -69,22 +69,23 @@ class Truth:
     towards_x: Tensor | None
     towards_mu: Tensor | None
 
-    def errors(self, results: Results) -> Errors:
+    def errors(self, results: Results, pass_name: str) -> Errors:
         value, *gradients = (result.detach().cpu() for result in results)
         fmt = self.problem.case.fmt
         got = value[self.rows].numpy().astype(np.longdouble)
         error = np.maximum(np.abs(got - self.low), np.abs(got - self.high))
         unit = spacing(np.maximum(np.abs(self.low), 1), fmt)
         own = _error(error / unit)
-        if not gradients or self.towards_x is None or self.towards_mu is None:
-            return Errors(own)
-        towards_x, towards_mu = gradients
-        pairs = (
-            (towards_x[self.rows], self.towards_x),
-            (towards_mu[: len(self.towards_mu)], self.towards_mu),
-        )
-        of_x, of_mu = (self._gradient_error(got, right) for got, right in pairs)
-        return Errors(own, (of_x, of_mu))
+        right: dict[str, tuple[Tensor | slice, Tensor | None]] = {
+            "x": (self.rows, self.towards_x),
+            "mu": (slice(COMPONENTS), self.towards_mu),
+        }
+        judged = {}
+        for name, result in zip(GRADIENTS[pass_name], gradients, strict=True):
+            rows, wanted = right[name]
+            if wanted is not None:
+                judged[name] = self._gradient_error(result[rows], wanted)
+        return Errors(own, judged)
 
     def _gradient_error(self, got: Tensor, right: Tensor) -> Error:
         size = right.abs().amax(-1).numpy().astype(np.longdouble)

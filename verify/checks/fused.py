@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from derivations import LOCATION
 from implicit_em import Kernel, mixture_log_partition, mixture_posterior_mean
 from implicit_em.fused.form import form_of
+from implicit_em.fused.gpu import precisions_of
 from verify.checks.check import Check, numeric_cells
 from verify.finding import Cell, Finding
-from verify.formats import WIDE, Format, format_of
+from verify.formats import FORMATS, WIDE, Format, format_of
 from verify.fused.budget import Budgets, arithmetic_of_loops, budgets
 from verify.fused.points import FACTOR, LOGITS
 from verify.fused.problems import DERIVED, Problem, problems
@@ -63,11 +64,12 @@ def _cells(subject: Subject, settings: Settings) -> list[Cell]:
     return found
 
 
-def _precisions(subject: Subject, lift: str) -> dict[str, tuple[str, ...]]:
+def _precisions(subject: Subject, lift: str) -> dict[str, list[str]]:
     """What else squared distances can be formed in, and in which dtypes."""
-    if form_of(subject.code, lift, torch.float64).shape != "square":
-        return {}
-    return {name: WIDE if name == "expand" else ("float32",) for name, product in PRODUCTS.items() if product}
+    had = {
+        dtype: precisions_of(form_of(subject.code, lift, torch.float64), FORMATS[dtype].torch_dtype) for dtype in WIDE
+    }
+    return {name: [dtype for dtype in WIDE if name in had[dtype]] for name, product in PRODUCTS.items() if product}
 
 
 def _run(subject: Subject, cell: Cell, settings: Settings) -> Finding:
