@@ -4,8 +4,9 @@ own, since kernels are bound to the interpreter when they are defined."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from triton.runtime import interpreter
 
-from implicit_em import Kernel, kernel, mixture_log_partition
+from implicit_em import Kernel, kernel, mixture_log_partition, mixture_posterior_mean
 from implicit_em.fused import call, gpu, triton_text
 from implicit_em.fused.form import Form, form_of
 from implicit_em.kernels import kernel_names
@@ -243,12 +244,33 @@ FAULTS = [
      "u = (x_d - mu_d).to(tl.float16).to(DTYPE)\n            total", "log_partition"),
     ("a power of 2 for that of e", "tl.sum(tl.exp(score - shift)", "tl.sum(tl.exp2(score - shift)", "log_partition"),
     ("the sign of a slope", "subtract(place + k, weight * (mu_d - x_d))",
-     "subtract(place + k, weight * (x_d - mu_d))", "mu"),
+     "subtract(place + k, weight * (x_d - mu_d))", "radial/mu"),
     ("a tile of samples left out", "for first in range(begin, tl.minimum(begin + PART, COUNT), ROWS):\n        pair",
-     "for first in range(begin + ROWS, tl.minimum(begin + PART, COUNT), ROWS):\n        pair", "mixing_logits"),
+     "for first in range(begin + ROWS, tl.minimum(begin + PART, COUNT), ROWS):\n        pair", "radial/mixing_logits"),
     ("a common factor in 16 bits", "* tl.load(scale + first + n)",
-     "* tl.load(scale + first + n).to(tl.float16).to(DTYPE)", "mixing_logits"),
+     "* tl.load(scale + first + n).to(tl.float16).to(DTYPE)", "radial/mixing_logits"),
+    ("distances in 16 bits", "tl.load(center + n) - tl.load(value + k))",
+     "(tl.load(center + n) - tl.load(value + k)).to(tl.float16).to(DTYPE))", "posterior_mean"),
+    ("a mean without what its rounding left", "tl.zeros((n + k).shape, DTYPE) - tl.load(level + n)",
+     "tl.zeros((n + k).shape, DTYPE) - 0 * tl.load(level + n)", "posterior_mean/mixing_logits"),
+    ("shares without their sum", "-r * tl.load(incoming + n)",
+     "-r / tl.load(scale + first + n) * tl.load(incoming + n)", "posterior_mean/values"),
+    ("values of the first tile for all", "r = weighted(r, pulls(values + first",
+     "r = weighted(r, pulls(values", "posterior_mean/x"),
 ]  # fmt: skip
+
+
+def with_text(monkeypatch: pytest.MonkeyPatch, old: str, new: str) -> None:
+    """Another piece of the kernels' text until the test ends."""
+    original = gpu._template
+
+    def changed(lists: Mapping[str, Sequence[str]]) -> str:
+        text = original(lists)
+        assert text.count(old) == 1
+        return text.replace(old, new)
+
+    monkeypatch.setattr(gpu, "_template", changed)
+    monkeypatch.setattr(gpu, "_module", cache(gpu._module.__wrapped__))
 
 
 @pytest.mark.parametrize(
@@ -256,19 +278,8 @@ FAULTS = [
 )
 @pytest.mark.usefixtures("_measured", "_on_this_processor")
 def test_the_check_sees_faulty_kernels(monkeypatch: pytest.MonkeyPatch, old: str, new: str, quantity: str) -> None:
-    original = gpu._template
-
-    def faulty(lists: Mapping[str, Sequence[str]]) -> str:
-        text = original(lists)
-        assert text.count(old) == 1
-        return text.replace(old, new)
-
-    monkeypatch.setattr(gpu, "_template", faulty)
-    gpu._module.cache_clear()
-    try:
-        assert verdicts("gaussian", "radial", "float32", quantity) == {"failed"}
-    finally:
-        gpu._module.cache_clear()
+    with_text(monkeypatch, old, new)
+    assert verdicts("gaussian", "radial", "float32", quantity) == {"failed"}
 
 
 @pytest.mark.parametrize("lift", ["radial", "sum"])
@@ -400,17 +411,92 @@ def test_on_a_location_the_derivative_is_0(name: str, lift: str) -> None:
     assert (mu == 0).all()
 
 
+@pytest.mark.parametrize("function", [mixture_log_partition, mixture_posterior_mean])
+@pytest.mark.parametrize("sizes", [(9, 3, 2), (1, 1, 1), (130, 1, 5), (5, 130, 1), (0, 3, 2)], ids=str)
 @pytest.mark.parametrize(("name", "lift"), SHAPES)
 @pytest.mark.usefixtures("_on_this_processor")
-def test_the_public_function_takes_the_engine(name: str, lift: str) -> None:
-    some = problem(name, lift, torch.float64)
+def test_the_public_functions_take_the_engine(
+    name: str, lift: str, sizes: tuple[int, int, int], function: Callable[..., Tensor]
+) -> None:
+    some = problem(name, lift, torch.float64, sizes)
     found = []
     for backend in ("triton", "eager"):
         given = [each.clone().requires_grad_() for each in (some.x, some.mu, some.log_weights)]
-        value = mixture_log_partition(given[0], given[1], name, lift, given[2], backend=backend)
+        value = function(given[0], given[1], name, lift, given[2], backend=backend)
         found.append([value, *torch.autograd.grad(value.sum(), given)])
     for got, want in zip(*found, strict=True):
         torch.testing.assert_close(got, want)
+
+
+@pytest.mark.usefixtures("_on_this_processor")
+def test_what_no_sample_can_have_come_from_has_no_share_in_a_mean() -> None:
+    """Whatever its value; where nothing is left there is no mean, and an infinite value with a share is the mean."""
+    mu = torch.tensor([[0.0], [torch.inf], [1.0]], requires_grad=True)
+    logits = torch.tensor([0.0, 0.0, -torch.inf], requires_grad=True)
+    values = torch.tensor([[3.0], [torch.inf], [torch.nan]], requires_grad=True)
+    x = torch.tensor([[0.5]], requires_grad=True)
+
+    def mean_of(mu: Tensor, logits: Tensor, values: Tensor) -> Tensor:
+        return mixture_posterior_mean(x, mu, "gaussian", "radial", logits, values, "triton")
+
+    mean = mean_of(mu, logits, values)
+    assert mean.tolist() == [[3.0]]
+    slopes = torch.autograd.grad(mean.sum(), (x, mu, logits, values))
+    assert [slope.flatten().tolist() for slope in slopes] == [[0.0], [0.0] * 3, [0.0] * 3, [1.0, 0.0, 0.0]]
+    assert bool(mean_of(mu[1:2], logits[:1], values[:1]).isnan())
+    both = torch.tensor([[1.0, 1.0], [torch.inf, 2.0]])
+    assert mean_of(torch.zeros(2, 1), torch.zeros(2), both).tolist() == [[torch.inf, 1.5]]
+
+
+@pytest.mark.usefixtures("_on_this_processor")
+def test_a_common_offset_of_values_costs_no_digits() -> None:
+    """Not even one bit: errors of gradients stay below twice what they are at 0. Moving the values rounds nothing."""
+    some, values = problem("gaussian", "radial", torch.float32, (40, 21, 3)), torch.arange(42.0).reshape(21, 2) / 64
+    found = []
+    for offset in (0.0, 2.0**13):
+        given = [each.clone().requires_grad_() for each in (some.x, some.mu, some.log_weights)]
+        mean = mixture_posterior_mean(*given[:2], "gaussian", "radial", given[2], values + offset, "triton")
+        found.append(torch.autograd.grad(mean, given, some.towards[:, None].expand(mean.shape)))
+    wide = [each.detach().double().requires_grad_() for each in (some.x, some.mu, some.log_weights)]
+    mean = mixture_posterior_mean(*wide[:2], "gaussian", "radial", wide[2], values.double(), "eager")
+    exact = torch.autograd.grad(mean, wide, some.towards.double()[:, None].expand(mean.shape))
+    for near, far, truth in zip(*found, exact, strict=True):
+        assert (far - truth).norm() < 2 * (near - truth).norm()
+
+
+NEAREST = "whose = tl.where(largest > highest, own, whose)"
+
+
+@pytest.mark.parametrize("is_faulty", [False, True])
+@pytest.mark.usefixtures("_on_this_processor")
+def test_next_to_one_component_a_mean_keeps_what_the_others_add(
+    is_faulty: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Far below an ulp of the mean, and all of its gradient. Averaged from another value, it would be lost."""
+    x = torch.tensor([[0.1]], requires_grad=True)
+    mu, values = torch.tensor([[30.0], [0.0], [8.0]]), torch.tensor([[1000.0], [1.1], [0.3]])
+    gap = (x.detach().double() - mu.double()).square()[1:, 0] / 2
+    added = (gap[0] - gap[1]).exp() * (values[2] - values[1]).double() * (mu[2] - mu[1]).double()
+    if is_faulty:
+        with_text(monkeypatch, NEAREST, NEAREST.replace("own", "0 * own"))
+    mean = mixture_posterior_mean(x, mu, "gaussian", values=values, backend="triton")
+    (slope,) = torch.autograd.grad(mean.sum(), x)
+    error = (slope.double() / added - 1).abs()
+    assert bool(error < 2.0**-16) != is_faulty  # a score near 32 is rounded to 2⁻¹⁹
+
+
+@pytest.mark.usefixtures("_on_this_processor")
+def test_means_of_several_tiles_and_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    some = problem("laplace", "radial", torch.float64, (70, 50, 2))
+    found = []
+    for programs in (1, 2, 64):
+        monkeypatch.setattr(gpu, "_PROGRAMS", programs)
+        given = [each.clone().requires_grad_() for each in (some.x, some.mu, some.log_weights)]
+        mean = mixture_posterior_mean(*given[:2], "laplace", "radial", given[2], backend="triton")
+        found.append([mean, *torch.autograd.grad(mean.sum(), given)])
+    for one, *others in zip(*found, strict=True):
+        for other in others:
+            torch.testing.assert_close(one, other)
 
 
 def test_every_library_function_has_a_stand_in() -> None:

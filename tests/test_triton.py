@@ -33,7 +33,8 @@ GATES = HERE / "triton_gates.json"
 KERNELS = [kernel(name) for name in kernel_names() if kernel(name).geometry != "learned"]
 LIFTS = {"location": ("radial", "sum"), "direction": ("own",), "quadratic": ("own",)}
 CASES = [(k.name, lift) for k in KERNELS for lift in LIFTS[k.geometry] if k.is_even or lift != "radial"]
-PASSES = ("forward", "towards_samples", "towards_components")
+PASSES = ("forward", "means", "towards_samples", "towards_components")
+OF_MEANS = ("forward", "towards_samples", "towards_components")  # those that have more to do for a posterior mean
 # Hopper has every kernel; of the generations before and after it a few, one for each shape, keep this file short.
 SOME = [("laplace", "sum"), ("laplace", "radial"), ("cosine", "own")]
 COMPILED = [
@@ -109,8 +110,13 @@ def compiled(
     count: int = 2**20,
     ones: tuple[str, ...] = (),
     dtype: torch.dtype = torch.float32,
+    of_means: bool = False,
 ) -> Code:
-    """For parameters with so many axes, so many samples and components, and those sizes that are 1."""
+    """For parameters with so many axes, so many samples and components, and those sizes that are 1.
+
+    Args:
+        of_means: whether as a posterior mean and its gradients need it.
+    """
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -119,17 +125,18 @@ def compiled(
     tile = gpu.tile_of(form, part, dtype, count, count, precision)
     function = getattr(gpu._module(form, (axes,) * len(form.parameters), dtype, precision), part)
     constants: dict[str, Any] = {"ROWS": tile.rows, "LANES": tile.lanes, "WITH_PARAMETERS": bool(form.parameters)}
+    constants |= {"MEANS": of_means, "WITH_NEAREST": of_means}
     constants = {key: value for key, value in constants.items() if key in function.arg_names} | dict.fromkeys(ones, 1)
-    numbers = ("N", "K", "D", "COUNT", "PART")
+    types = dict.fromkeys(("N", "K", "D", "E", "COUNT", "PART"), "i32") | {"nearest": "*i32"}
     signature = {
-        argument: "constexpr" if argument in constants else "i32" if argument in numbers else f"*fp{8 * dtype.itemsize}"
+        argument: "constexpr" if argument in constants else types.get(argument, f"*fp{8 * dtype.itemsize}")
         for argument in function.arg_names
     }
     # What a call finds out for itself: pointers and padded sizes are multiples of 16.
     whole = {
         (i,): [["tt.divisibility", 16]]
         for i, argument in enumerate(function.arg_names)
-        if argument not in constants and argument not in ("D", "COUNT")
+        if argument not in constants and argument not in ("D", "E", "COUNT")
     }
     source = ASTSource(function, signature, constants, whole)
     options = {"num_warps": tile.warps, "num_stages": 1}
@@ -193,6 +200,18 @@ def test_float64_spills_nothing_either(name: str, lift: str, part: str) -> None:
     assert compiled(90, name, lift, part, dtype=torch.float64).spills == 0
 
 
+@pytest.mark.parametrize("part", OF_MEANS)
+@pytest.mark.parametrize(("name", "lift"), CASES)
+def test_posterior_means_spill_nothing(name: str, lift: str, part: str) -> None:
+    assert compiled(90, name, lift, part, of_means=True).spills == 0
+
+
+@pytest.mark.parametrize("part", OF_MEANS)
+@pytest.mark.parametrize(("name", "lift"), SOME)
+def test_posterior_means_of_float64_spill_nothing(name: str, lift: str, part: str) -> None:
+    assert compiled(90, name, lift, part, dtype=torch.float64, of_means=True).spills == 0
+
+
 @pytest.mark.parametrize("target", [80, 90, 100])
 def test_distances_of_features_take_two_instructions(target: int) -> None:
     """|x − μ| and the sum of them; loads, addresses and the loop take less than one in all."""
@@ -225,7 +244,7 @@ def test_parameters_of_features_compile(part: str) -> None:
     assert compiled(90, "pseudo_huber", "sum", part, axes=2).spills == 0
 
 
-@pytest.mark.parametrize("part", PASSES)
+@pytest.mark.parametrize("part", [part for part in PASSES if part != "means"])
 @pytest.mark.parametrize(
     ("precision", "unit"),
     [("expand", "FFMA"), ("tf32x3", "HMMA.*TF32"), ("tf32", "HMMA.*TF32"), ("bf16", "HMMA.*BF16")],
