@@ -464,6 +464,36 @@ def test_a_common_offset_of_values_costs_no_digits() -> None:
         assert (far - truth).norm() < 2 * (near - truth).norm()
 
 
+def is_close(gap: float) -> bool:
+    """Whether L of one component, minus an energy of 17 features that are so far from it, has its digits."""
+    some = problem("student_t", "sum", torch.float32, (5, 1, 17))
+    x, mu = some.x * gap, some.mu * gap
+    got = mixture_log_partition(x, mu, "student_t", "sum", backend="triton")
+    exact = mixture_log_partition(x.double(), mu.double(), "student_t", "sum", backend="eager")
+    return bool(((got / exact - 1).abs() < 2.0**-18).all())  # two for each feature, and a few more
+
+
+@pytest.mark.parametrize("gap", [2.0**-10, 1.0, 2.0**20])
+@pytest.mark.usefixtures("_on_this_processor")
+def test_a_logarithm_of_many_features_has_all_digits(gap: float) -> None:
+    """Of tiny energies, and where products of 8 features overflow."""
+    assert is_close(gap)
+
+
+@pytest.mark.parametrize(
+    ("gap", "old", "new"),
+    [
+        (2.0**20, "if tl.min(fits.to(tl.int32)) == 0:", "if tl.min(fits.to(tl.int32)) == 2:"),
+        (2.0**-10, "tl.fma(inside, product + 1.0, product)", "(inside + 1.0) * (product + 1.0) - 1.0"),
+        (1.0, "range(0, D, BLOCK)", "range(0, tl.minimum(D, BLOCK), BLOCK)"),
+    ],
+)
+@pytest.mark.usefixtures("_on_this_processor")
+def test_and_without_what_it_takes_it_has_not(monkeypatch: pytest.MonkeyPatch, gap: float, old: str, new: str) -> None:
+    with_text(monkeypatch, old, new)
+    assert not is_close(gap)
+
+
 NEAREST = "whose = tl.where(largest > highest, own, whose)"
 
 

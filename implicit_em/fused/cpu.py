@@ -12,9 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from implicit_em.fused.cpp import operand, statements
-from implicit_em.fused.form import Form
+from implicit_em.fused.form import Form, terms_of
 from implicit_em.fused.means import Means, bounded
-from implicit_em.fused.program import Program, split_at_logarithm
+from implicit_em.fused.program import Program
 
 AXES = ("SCALAR", "COMPONENT", "FEATURE")  # by the number of axes of a parameter
 _HEADER = "ATen/cpu/vec/vec.h"
@@ -207,12 +207,6 @@ def source(form: Form, axes: Sequence[int], dtype: torch.dtype, means: bool = Fa
         "}",
     ]
     return "\n".join([vectors(dtype), *own, template(means)])
-
-
-def terms_of(form: Form, axes: Sequence[int]) -> Program | None:
-    """(rest, inside, factor) where the energy of a feature is rest + factor·log(1 + inside) with one factor for all."""
-    same = [name for name, count in zip(form.fixed(form.energy), axes, strict=True) if count < 2]
-    return split_at_logarithm(form.energy, same) if form.shape == "features" else None
 
 
 def _truth(value: bool) -> str:

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from implicit_em.fused.program import Program, slopes, steps, traced
+from implicit_em.fused.program import Program, slopes, split_at_logarithm, steps, traced
 from implicit_em.kernels import Kernel
 
 Shape = Literal["features", "square", "dot"]
@@ -96,6 +96,16 @@ def form_of(kernel: Kernel, lift: str, dtype: torch.dtype) -> Form:
     if kernel.geometry == "direction":
         return _made("dot", arguments, 1, module.energy, _slope(module.energy, 1.0), dtype)
     return _made("square", arguments, 1, module.energy, _slope(module.energy, 2.0), dtype)
+
+
+def terms_of(form: Form, axes: Sequence[int]) -> Program | None:
+    """(rest, inside, factor) where the energy of a feature is rest + factor·log(1 + inside) with one factor for all.
+
+    Args:
+        axes: how many axes each parameter has.
+    """
+    same = [name for name, count in zip(form.fixed(form.energy), axes, strict=True) if count < 2]
+    return split_at_logarithm(form.energy, same) if form.shape == "features" else None
 
 
 def _of_features(module: ModuleType, arguments: tuple[str, ...], dtype: torch.dtype) -> Form:

@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from implicit_em.fused.form import Form
+from implicit_em.fused.form import Form, terms_of
 from implicit_em.fused.means import Means, bounded
-from implicit_em.fused.program import Program
+from implicit_em.fused.program import Program, restricted
 from implicit_em.fused.triton_text import FUNCTIONS, operand, scaled, statements
 
 # How the shape square gets ‖x − μ‖²: "subtract" loses nothing at any offset; the others expand it, of points around the
@@ -41,6 +41,7 @@ _PARTS_BYTES = 64 * 2**20
 _APPLIED = 1024
 # Features between two jumps back, where one takes no more instructions than `_SHORT`.
 _UNROLL, _SHORT = 4, 16
+_BLOCK = 8  # features that share a logarithm, where energies end in one
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,8 @@ def tile_of(form: Form, kernel: str, dtype: torch.dtype, rows: int, lanes: int, 
     widest = _LANES * 4 // dtype.itemsize
     per_row = _LANES // 32 * max(1, sum(map(form.work, used)))
     fitting = _INSTRUCTIONS[form.shape] // per_row
+    if terms_of(form, [0] * len(form.parameters)) is not None:
+        fitting = fitting * 2 // dtype.itemsize  # a product is kept beside each sum
     most = min(_ROWS[kernel] * 4 // dtype.itemsize, previous_power_of_2(max(1, fitting)))
     return Tile(min(most, next_power_of_2(rows)), min(widest, max(_LEAST_LANES, next_power_of_2(lanes))), 1)
 
@@ -480,17 +483,27 @@ def source(form: Form, axes: Sequence[int], dtype: torch.dtype, precision: str =
         "component": [bound[name] for name in per_component],
         "feature": [bound[name] for name in own if name not in per_component],
     }
-    energy, unroll, sums = form.energy, _UNROLL, list[str]()
+    energy, summand, sums = form.energy, Program((), (), ()), list[str]()
     points = dict(zip(energy.arguments, ("q", "mu") if form.shape == "features" else ("q",), strict=False))
-    if form.shape == "features":
+    terms = terms_of(form, axes)
+    if terms is not None:
+        *of_features, factor = terms.results
+        summand, energy = restricted(terms, tuple(of_features)), Program(("sum", *per_component), (), ("sum",))
+        sums = [
+            _function("terms", summand, points | bound, ["q", "mu", *names]),
+            _function("factor", restricted(terms, (factor,)), points | bound, lists["component"]),
+        ]
+    elif form.shape == "features":
         summand, energy = scaled(energy, per_component)
         sums = [_function("summand", summand, points | bound, ["q", "mu", *names])]
-        unroll = _UNROLL if form.work(summand) <= _SHORT else 1
     constants = {
         "DTYPE": _TYPES[dtype],
         "SHAPE": repr(form.shape),
         "N_PARAMETERS": len(names),
-        "UNROLL": unroll,
+        "UNROLL": _UNROLL if form.shape != "features" or form.work(summand) <= _SHORT else 1,
+        "HAS_LOGARITHM": terms is not None,
+        "HAS_REST": terms is not None and terms.results[0] != 0.0,
+        "BLOCK": _BLOCK,
         "PRECISION": repr(precision),
         "FACTOR": PRECISIONS[precision][0],
         "INPUT_PRECISION": repr(PRECISIONS[precision][1]),
@@ -548,8 +561,8 @@ def _loads(axes: Sequence[int]) -> list[str]:
 
 
 def _function(name: str, program: Program, bound: Mapping[str, str], arguments: Sequence[str]) -> str:
-    lines = _body(program, bound)
-    return _jitted(f"{name}({', '.join(arguments)})", [*lines, f"return {operand(program.results[0])}"])
+    lines = [*_body(program, bound), f"return {', '.join(map(operand, program.results))}"]
+    return _jitted(f"{name}({', '.join(arguments)})", lines)
 
 
 def _slopes(program: Program, bound: Mapping[str, str], names: Sequence[str]) -> str:
@@ -564,7 +577,8 @@ def _slopes(program: Program, bound: Mapping[str, str], names: Sequence[str]) ->
 
 def _body(program: Program, bound: Mapping[str, str]) -> list[str]:
     """A program's lines after its arguments got their values."""
-    start = [f"{name} = {bound[name]}" for name in program.arguments if bound[name] != name]
+    used = {operand for each in program.statements for operand in each.operands} | {*program.results}
+    start = [f"{name} = {bound[name]}" for name in program.arguments if name in used and bound[name] != name]
     return start + statements(program, [name for name in program.arguments if bound[name] not in ("q", "mu")])
 
 

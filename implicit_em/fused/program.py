@@ -7,7 +7,7 @@ The fused paths run the code that eager torch runs, operation by operation, insi
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -103,6 +103,11 @@ def split_at_logarithm(program: Program, fixed: Collection[str]) -> Program | No
             if last is not None and last.operation == "log1p" and is_constant(factor, known):
                 return _used(Program(program.arguments, program.statements, (rest, last.operands[0], factor)))
     return None
+
+
+def restricted(program: Program, results: tuple[Operand, ...]) -> Program:
+    """Of a program's results only these, and what they need."""
+    return _used(replace(program, results=results))
 
 
 def names_known(program: Program, fixed: Collection[str]) -> set[str]:

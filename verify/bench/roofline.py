@@ -15,8 +15,7 @@ from typing import Any
 
 import torch
 
-from implicit_em.fused.cpu import terms_of
-from implicit_em.fused.form import Form, form_of
+from implicit_em.fused.form import Form, form_of, terms_of
 from implicit_em.fused.program import Program
 from verify.bench.problems import GRADIENTS, Case, Problem
 from verify.bench.timing import finish
@@ -77,7 +76,7 @@ def work_of(problem: Problem, pass_name: str) -> Work:
     """What the fused path has to do; the gradient computes the energies once more, so as not to keep them."""
     case = problem.case
     form = form_of(problem.subject.code, case.lift, case.fmt.torch_dtype)
-    terms = terms_of(form, [0] * len(form.parameters)) if case.device == "cpu" else None
+    terms = terms_of(form, [0] * len(form.parameters))
     samples, components, features = case.size
     pairs, per_number = samples * components, case.fmt.torch_dtype.itemsize
     read = (samples * features + components * features + components) * per_number

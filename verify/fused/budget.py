@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from implicit_em.fused.cpu import terms_of
-from implicit_em.fused.form import Form
+from implicit_em.fused.form import Form, terms_of
 from implicit_em.fused.program import Program
 from verify.fused.depths import BLOCK, Depths, on_a_cpu, on_a_gpu, one_after_the_other
 from verify.fused.means import Means
@@ -67,11 +66,11 @@ def budgets(
     """
     with np.errstate(all="ignore"):
         call = BY_GEOMETRY[subject.kernel.geometry.name](problem, plain)
+        terms = terms_of(form, [call.taken.parameters[name].low.ndim for name in form.parameters])
         if arithmetic.table.backend == "triton":
             depths, product = on_a_gpu(problem, arithmetic.fmt.torch_dtype.itemsize), PRODUCTS[precision]
-            loops = Loops(subject, form, call, arithmetic, depths, product=product)
+            loops = Loops(subject, form, call, arithmetic, depths, terms, product)
             return {**loops.of_partition(None), **({} if product else loops.of_mean())}
-        terms = terms_of(form, [call.taken.parameters[name].low.ndim for name in form.parameters])
         depths = on_a_cpu(problem, arithmetic.fmt.torch_dtype.itemsize)
         loops = Loops(subject, form, call, arithmetic, depths, terms)
         alone = one_after_the_other(problem.x.shape[-1])
@@ -154,7 +153,9 @@ class Loops:
         return self.fused(_part(factor, 0), Rounded(self.arithmetic, low, high), self.summed(rest, -1, BLOCK))
 
     def fused(self, a: Rounded, b: Rounded, c: Rounded) -> Rounded:
-        """a·b + c, rounded once."""
+        """a·b + c, rounded once; in Triton's interpreter twice."""
+        if self.arithmetic.table.backend == "triton":
+            return a * b + c
         exact = np.stack([x * y for x in (a.low, a.high) for y in (b.low, b.high)])
         low, high = self.arithmetic.widen("add", exact.min(0) + c.low, exact.max(0) + c.high)
         return Rounded(self.arithmetic, low, high)

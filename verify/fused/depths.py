@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from verify.fused.problems import Problem
 
-# On a CPU. Sums over features, and over components in gradients: partial sums of so many, then the sum of these.
+# Features in one partial sum, and in one logarithm of a product; then the sum of these. On a GPU only for logarithms.
 BLOCK = 8
+# On a CPU. Components of one partial sum in gradients.
 CHUNK = 32
 # The exponentials of a chunk: so many sums side by side. Sums of chunks carry what rounding takes from them.
 STRANDS = 4
