@@ -134,11 +134,8 @@ def mean(
         return Means(values, x.new_empty(0), x.new_empty(0), nothing, nothing)
     problem = _Problem(form, x, mu, log_weights, parameters, "subtract")
     top, _, nearest = _forward(problem, with_nearest=True)
-    center, shift, of_components = (
-        bounded(values)[nearest],
-        problem.per_sample(_finite(top)),
-        problem.per_component(values),
-    )
+    shift, of_components = problem.per_sample(_finite(top)), problem.per_component(values)
+    center = bounded(values)[nearest]
     for _ in range(2):
         moves, total = _moves(problem, shift, of_components, center)
         found = (center.double() + moves).to(x.dtype)
@@ -230,18 +227,18 @@ class _Pull:
         return len(self.values)
 
 
-def _forward(problem: _Problem, with_nearest: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(problem: _Problem, with_nearest: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
     """The largest score of each sample, Σ exp(score − largest) in float64, and, if it is wanted, whose score it is."""
     parts, x = problem.parts("forward", 2 + with_nearest), problem.points[0]
     top, total = x.new_empty(2, parts.count, problem.width)
-    nearest = torch.zeros_like(top, dtype=torch.int32)
+    nearest = x.new_zeros((parts.count, problem.width if with_nearest else 1), dtype=torch.int32)
     problem.launch(parts, top, total, nearest, WITH_NEAREST=with_nearest)
     largest, part = top.max(0)
     # Parts are joined in float64, here and in gradients: there are few of them.
     total = (total.double() * (top.double() - _finite(largest).double()).exp()).sum(0)
-    whose = nearest.gather(0, part[None])[0]
     there = slice(problem.n_samples)
-    return largest[there], total[there], whose[there]
+    whose = nearest.gather(0, part[None, there])[0] if with_nearest else None
+    return largest[there], total[there], whose
 
 
 def _moves(
