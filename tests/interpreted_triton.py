@@ -76,7 +76,7 @@ def _measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         # The interpreter takes as long for an operation of any tile: it has them as large as they get.
         patch.setattr(gpu, "_INSTRUCTIONS", dict.fromkeys(gpu._INSTRUCTIONS, 2**20))
         patch.setitem(fused.NUMBERS, "quick", (600, 6))
-        patch.setitem(fused.PROBLEMS, "quick", (3, 5))
+        patch.setitem(fused.PROBLEMS, "quick", (2, 6))
         for dtype in ("float64", "float32"):
             store(measurement.measure(dtype, "cpu", "triton", seed=0, depth="quick"), cache_directory())
         yield

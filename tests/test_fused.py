@@ -142,6 +142,25 @@ def test_second_derivatives() -> None:
     assert torch.autograd.gradgradcheck(partition_of, (x, mu, logits, params["nu"]))
 
 
+@pytest.mark.parametrize(
+    ("name", "lift", "infinite"),
+    [("logistic", "sum", -torch.inf), ("laplace", "sum", torch.inf), ("laplace", "radial", torch.inf)],
+)
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_infinite_locations_pull_as_in_plain_torch(name: str, lift: str, infinite: float, create_graph: bool) -> None:
+    """An energy that is bounded on one side leaves such a component a share, and a slope."""
+    (x, mu, logits), _ = problem(name, 5, 3, 2)
+    mu = mu.detach().clone()
+    mu[2, 0] = infinite
+    leaves = [x, mu.requires_grad_(), logits]
+
+    def gradients(backend: str) -> list[Tensor]:
+        value = ie.mixture_log_partition(leaves[0], leaves[1], name, lift, leaves[2], backend)
+        return list(torch.autograd.grad(value, leaves, torch.arange(5.0).double(), create_graph=create_graph))
+
+    assert_close(gradients("compile"), gradients("eager"))
+
+
 def test_a_sample_on_a_location_has_no_slope_there() -> None:
     mu = torch.tensor([[0.0, 0.0], [3.0, 4.0]], dtype=torch.float64)
     x = mu[:1].clone().requires_grad_()

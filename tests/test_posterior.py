@@ -81,6 +81,18 @@ def test_second_derivatives() -> None:
     assert torch.autograd.gradgradcheck(mean_of, inputs)
 
 
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_a_tensor_in_two_places_has_one_gradient_of_both(create_graph: bool) -> None:
+    """The locations are the values where none are given."""
+    (x, mu, _), _ = problem("student_t", 6, 3, 2)
+    found = []
+    for backend in ("compile", "eager"):
+        mean = ie.mixture_posterior_mean(x, mu, "student_t", backend=backend)
+        towards = torch.arange(12.0).double().reshape(6, 2)
+        found.append([mean, *torch.autograd.grad(mean, (x, mu), towards, create_graph=create_graph)])
+    assert_close(*found)
+
+
 @pytest.mark.parametrize("backend", ["compile", "eager"])
 def test_a_component_that_cannot_be_has_no_share_whatever_its_value(backend: str) -> None:
     mu = torch.tensor([[0.0], [torch.inf], [1.0]], requires_grad=True)

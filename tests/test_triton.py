@@ -143,7 +143,7 @@ def compiled(
         if argument not in constants and argument not in ("D", "E", "COUNT")
     }
     source = ASTSource(function, signature, constants, whole)
-    options = {"num_warps": tile.warps, "num_stages": 1}
+    options = {"num_warps": tile.warps, **gpu.OPTIONS}
     binary = triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
     per_feature = len(form.parameters) if form.shape == "features" and part == "towards_components" else 0
     return parsed(disassembled(binary.asm["cubin"]), tile.rows * LANES_PER_THREAD, 1 + per_feature)

@@ -147,6 +147,11 @@ def check_parameters(form: Form, mu: Tensor, parameters: Sequence[Tensor]) -> No
             raise ValueError(f"expected {name} for {len(mu)} components, got shape {tuple(given.shape)}")
 
 
+def apart(inputs: Sequence[Tensor]) -> list[Tensor]:
+    """The same tensors, each by itself: one that is given twice, as locations and values, has two gradients."""
+    return [each.view_as(each) for each in inputs]
+
+
 def by_autograd(value: Tensor, inputs: Sequence[Tensor], grad: Tensor) -> tuple[Tensor | None, ...]:
     """Gradients that can be differentiated again; None for inputs that need none."""
     wanted = [each for each in inputs if each.requires_grad]

@@ -156,7 +156,8 @@ def _backward(
     towards_mu, counts = sums(*mu.shape), sums(n_components)
     own = sums(n_parameters, *per_parameter) if shares else None
     towards_values = sums(n_components, n_values) if means else None
-    near = mu.masked_fill(mu.isinf(), 0)
+    # Slopes of features are asked for at infinity, too: one-sided energies are finite there.
+    near = mu if form.shape == "features" else mu.masked_fill(mu.isinf(), 0)
     given = (means.values, bounded(means.values), means.mean, means.rest) if means else (None,) * 4
     library = _library(form, tuple(p.ndim for p in parameters), x.dtype, means is not None)
     library.backward(

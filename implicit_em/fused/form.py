@@ -69,11 +69,17 @@ class Form:
             return self.function(x[:, None], mu, *own).sum(-1)
         if self.shape == "dot":
             return self.function(x @ mu.mT, *parameters)
-        square = (x[:, None] - mu).square().sum(-1)
+        gap = x[:, None] - mu
+        is_far = gap.isinf().any(-1)
+        square = gap.masked_fill(gap.isinf(), 0.0).square().sum(-1)
+        # What is infinite has no derivatives, and 0·∞ is 0 here.
+        at_infinity = self.function(torch.full_like(square, torch.inf), *(each.detach() for each in parameters))
+        is_lost = is_far & at_infinity.isinf()
         # At x = μ every derivative in the points is 0: a choice, since a root has none there.
-        together = square == 0
-        apart = self.function(torch.where(together, 1.0, square), *parameters)
-        return torch.where(together, self.function(torch.zeros_like(square), *parameters), apart)
+        together = (square == 0) & ~is_far
+        apart = self.function(square.masked_fill(is_far, torch.inf).masked_fill(together | is_lost, 1.0), *parameters)
+        found = torch.where(together, self.function(torch.zeros_like(square), *parameters), apart)
+        return found.masked_fill(is_lost, torch.inf)
 
 
 @lru_cache(maxsize=256)

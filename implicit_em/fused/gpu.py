@@ -37,6 +37,10 @@ _PROGRAMS = 2048
 _PARTS_BYTES = 64 * 2**20
 
 
+# Only `tl.fma` is fused, so that a score has the same bits in every kernel: what it errs cancels in the gradients of a
+# mean, which is itself another kernel's. Loops have nothing to prefetch.
+OPTIONS = {"num_stages": 1, "enable_fp_fusion": False}
+
 # Numbers that a program has of a function that is tried.
 _APPLIED = 1024
 # Features between two jumps back, where one takes no more instructions than `_SHORT`.
@@ -392,7 +396,7 @@ class _Problem:
                 ROWS=tile.rows,
                 LANES=tile.lanes,
                 num_warps=tile.warps,
-                num_stages=1,
+                **OPTIONS,
             )
 
 
@@ -449,7 +453,7 @@ def own_function(name: str, *arguments: Float[Tensor, " number"]) -> Float[Tenso
     result = torch.empty_like(arguments[0])
     kernel = getattr(_own_functions(result.dtype), f"apply_{name}")
     with torch.cuda.device_of(result):  # type: ignore[no-untyped-call]
-        kernel[(-(-len(result) // _APPLIED),)](*arguments, result, len(result), SIZE=_APPLIED)
+        kernel[(-(-len(result) // _APPLIED),)](*arguments, result, len(result), SIZE=_APPLIED, **OPTIONS)
     return result
 
 
@@ -492,7 +496,7 @@ def source(form: Form, axes: Sequence[int], dtype: torch.dtype, precision: str =
         ]
     elif form.shape == "features":
         summand, energy = scaled(energy, per_component)
-        sums = [_function("summand", summand, points | bound, ["q", "mu", *names])]
+        sums = [_sum(summand, points | bound, ["total", "q", "mu", *names])]
     constants = {
         "DTYPE": _TYPES[dtype],
         "SHAPE": repr(form.shape),
@@ -560,6 +564,16 @@ def _loads(axes: Sequence[int]) -> list[str]:
 def _function(name: str, program: Program, bound: Mapping[str, str], arguments: Sequence[str]) -> str:
     lines = [*_body(program, bound), f"return {', '.join(map(operand, program.results))}"]
     return _jitted(f"{name}({', '.join(arguments)})", lines)
+
+
+def _sum(program: Program, bound: Mapping[str, str], arguments: Sequence[str]) -> str:
+    """total + the program's result; of a product it is one operation."""
+    (result,), lines = program.results, _body(program, bound)
+    last = next((each for each in program.statements if each.target == result and each.operation == "mul"), None)
+    if last is None:
+        return _jitted(f"plus_summand({', '.join(arguments)})", [*lines, f"return total + {operand(result)}"])
+    one, other = map(operand, last.operands)
+    return _jitted(f"plus_summand({', '.join(arguments)})", [*lines, f"return tl.fma({one}, {other}, total)"])
 
 
 def _slopes(program: Program, bound: Mapping[str, str], names: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from implicit_em.competition import log_partition
 from implicit_em.fused import gpu
-from implicit_em.fused.call import ENGINES, Call, by_autograd, check_parameters
+from implicit_em.fused.call import ENGINES, Call, apart, by_autograd, check_parameters
 from implicit_em.fused.form import Form
 from implicit_em.kernels import Kernel
 from implicit_em.kernels import kernel as resolved
@@ -129,6 +129,7 @@ class _Fused(torch.autograd.Function):
 
 def _again(form: Form, inputs: list[Tensor], grad: Tensor) -> tuple[Tensor | None, ...]:
     """The gradients as functions that can be differentiated again."""
+    inputs = apart(inputs)
     x, mu, log_weights, *parameters = inputs
     scores = log_weights.to(x.dtype) - form.energies(x, mu, parameters)
     return by_autograd(log_partition(-scores), inputs, grad)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from implicit_em.competition import responsibilities
 from implicit_em.contraction import contract
-from implicit_em.fused.call import ENGINES, Call, by_autograd, check_parameters
+from implicit_em.fused.call import ENGINES, Call, apart, by_autograd, check_parameters
 from implicit_em.fused.form import Form
 from implicit_em.fused.means import Means
 from implicit_em.kernels import Kernel, computing_dtype
@@ -39,7 +39,8 @@ def mixture_posterior_mean(
         kernel, lift: as in `lifted_energy`.
         mixing_logits: unnormalized log π_k, finite or −inf; equal weights where None.
         values: v_k, in any unit; the locations where None. A common offset costs no digits here either. Any value of a
-            component with r = 0 counts as 0.
+            component with r = 0 counts as 0. In loops differences of values from the mean are summed before they are
+            divided: where that sum is out of range, so is the mean.
         backend: as in `mixture_log_partition`; "triton" forms differences first.
         params: as in `lifted_energy`.
     Returns:
@@ -125,6 +126,7 @@ class _Fused(torch.autograd.Function):
 
 def _again(form: Form, inputs: list[Tensor], grad: Tensor) -> tuple[Tensor | None, ...]:
     """The gradients as functions that can be differentiated again."""
+    inputs = apart(inputs)
     x, mu, log_weights, values, *parameters = inputs
     scores = log_weights.to(x.dtype) - form.energies(x, mu, parameters)
     return by_autograd(_mean(responsibilities(-scores), values), inputs, grad)

@@ -332,7 +332,8 @@ struct Tile {
   const T* peak;   // [width], times 2^LIFT
   T* weights;      // [CHUNK, width]: 2^LIFT g·r, times what the shape's slope is the same for in all features
   const T* nothing;  // [width]: the weights of a component beyond the end
-  const T* near;     // [K, D]: μ, or 0 where that is infinite; such a component has weight 0, and 0·∞ is 0 here
+  const T* near;     // [K, D]: μ, or unless SHAPE is FEATURES 0 where that is infinite: at that distance a weight is 0, and
+                     // 0·∞ is 0 here
   int64_t width;
   // Of a mean m with ∂/∂m = G: m, rounded, and G, [E, width], what G is of the rest of m, [width], and r.
   const T* means;

@@ -24,6 +24,7 @@ SHORTEST_VECTOR = 32
 # float64. A program has one tile as long as no more than so many programs are there.
 ROWS = 16
 PROGRAMS = 2048
+PARTS_BYTES = 64 * 2**20  # and the sums of all programs take no more
 LANES, LEAST_LANES = 128, 32  # samples or components: padded to whole ones of the first, and at least as many a program
 
 
@@ -70,16 +71,18 @@ def on_a_gpu(problem: Problem, bytes_of_a_number: int) -> Depths:
     (n_samples, n_features), count = problem.x.shape, len(problem.mu)
     is_wide = bytes_of_a_number == 8  # nothing is left of the sums of programs in float64 but their rounding, otherwise
 
+    bytes_of_a_lane = bytes_of_a_number * (n_features * (1 + len(problem.parameters)) + 1 + problem.values.shape[-1])
+
     def over(rows: int, lanes: int) -> int:
-        return min(rows, ROWS + _tiles(rows, lanes) + (PROGRAMS if is_wide else 0)) + 1
+        return min(rows, ROWS + _tiles(rows, lanes, bytes_of_a_lane) + (PROGRAMS if is_wide else 0)) + 1
 
     return Depths(
         features=n_features,
         components=over(count, n_samples),
         samples=over(n_samples, count),
         exponentials=over(count, n_samples),
-        rescalings=_tiles(count, n_samples) + is_wide,
-        values=problem.values.shape[-1] + 1,
+        rescalings=_tiles(count, n_samples, bytes_of_a_lane) + is_wide,
+        values=problem.values.shape[-1] + 2,  # the interpreter rounds a product before it is added
     )
 
 
@@ -93,7 +96,8 @@ def blocked(count: int, block: int) -> int:
     return min(count, block) + -(-count // block)
 
 
-def _tiles(rows: int, lanes: int) -> int:
+def _tiles(rows: int, lanes: int, bytes_of_a_lane: int) -> int:
     """How many tiles a program has at most: tiles of one row and few lanes are the most programs that there can be."""
-    programs = max(1, PROGRAMS // (-(-lanes // LANES) * (LANES // LEAST_LANES)))
-    return -(-rows // programs)
+    blocks = -(-lanes // LANES)
+    programs = min(PROGRAMS // (blocks * (LANES // LEAST_LANES)), PARTS_BYTES // (blocks * LANES * bytes_of_a_lane))
+    return -(-rows // max(1, programs))
