@@ -13,6 +13,7 @@ import verify.checks.many_components as many
 from implicit_em import log_partition, posterior_mean, responsibilities
 from verify.finding import Cell, Finding
 from verify.formats import FORMATS
+from verify.predicted import predicted_arithmetic
 from verify.settings import Settings
 from verify.subject import load_subject
 
@@ -42,6 +43,18 @@ def test_a_planted_fault_is_caught(row: tuple[str, str, str, Reduction], monkeyp
     assert answer(name).status == "passed"
     monkeypatch.setattr(many, replaced, faulty)
     assert answer(name).status == "failed"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_torch_returns_for_a_gradient_is_predicted(seed: int) -> None:
+    """Where the largest score is not quite 0, too: then logsumexp is rounded once more."""
+    fmt = FORMATS["float32"]
+    given = many.rows(fmt, 100, seed)
+    got = fmt.array(many._result("gradient", fmt, given, lambda function: function)).astype(np.longdouble)
+    with np.errstate(all="ignore"):
+        budget = many._budget("gradient", given, predicted_arithmetic(fmt.name), fmt)
+    low, high = map(fmt.rounded, budget.ends(got.shape))
+    assert ((low <= got) & (got <= high)).all()
 
 
 def test_the_energies_reach_the_largest_number() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from implicit_em import log_partition, responsibilities
 from verify.checks.check import Check, numeric_cells
@@ -23,6 +24,7 @@ from verify.reductions import (
     gap_to_smallest,
     log_partition_budget,
     responsibilities_budget,
+    smallest,
     summed,
     true_log_partition,
     true_responsibilities,
@@ -86,18 +88,28 @@ def _gradient_identity(row: Rows, tally: Tally, arithmetic: Arithmetic, fmt: For
     energies = row.energies.astype(np.longdouble)
     truth = true_responsibilities(energies, fmt)
     negated = Enclosures(-truth.mid, -truth.tail, truth.radius, truth.settled)
-    allowed = log_partition_gradient_budget(arithmetic.point(energies))
+    allowed = log_partition_gradient_budget(-gap_to_smallest(arithmetic.point(energies)))
     _flat(tally, row, slope, negated, allowed)
 
 
 def log_partition_gradient_budget(energies: Rounded) -> Rounded:
-    """−exp(score − logsumexp(scores)), torch's backward of logsumexp, score = d_min − d."""
+    """−exp(score − logsumexp(scores)), torch's backward of logsumexp, of scores −d that are centered: about 0 at most.
+
+    Where mixing logits are rounded, the largest is not quite 0, and logsumexp is rounded once more when that is added.
+    """
     with np.errstate(all="ignore"):
-        gap = gap_to_smallest(energies)
+        least, scores = smallest(energies), -energies
+        is_exact = (least.low == 0) & (least.high == 0)  # to subtract 0 rounds nothing
+        gap = _either(is_exact[..., None], scores, gap_to_smallest(energies))
         total = at_least_one(summed(gap.rising("exp", np.exp, lambda y: y)))
         partition = total.rising("log", np.log, lambda _: 1.0 / total)
+        partition = _either(is_exact, partition, partition - least)
         partition = Rounded(energies.arithmetic, partition.low[..., None], partition.high[..., None])
-        return -((gap - partition).rising("exp", np.exp, lambda y: y))
+        return -((scores - partition).rising("exp", np.exp, lambda y: y))
+
+
+def _either(where: NDArray[np.bool_], one: Rounded, other: Rounded) -> Rounded:
+    return Rounded(one.arithmetic, np.where(where, one.low, other.low), np.where(where, one.high, other.high))
 
 
 def _shift(row: Rows, tally: Tally, arithmetic: Arithmetic, fmt: Format) -> None:
@@ -129,7 +141,7 @@ def _hessian(row: Rows, tally: Tally, arithmetic: Arithmetic, fmt: Format) -> No
         r = truth.mid[0]
         diagonal = np.diag(r)
         true = _exact(diagonal - np.outer(r, r))
-        bound = log_partition_gradient_budget(arithmetic.point(exact))
+        bound = log_partition_gradient_budget(-gap_to_smallest(arithmetic.point(exact)))
         with np.errstate(all="ignore"):
             error = np.maximum(np.abs(bound.low + r), np.abs(bound.high + r))[0]
             # Autograd differentiates softmax: g·r − r·Σ(g·r) with the rounded r, each product and difference rounded
