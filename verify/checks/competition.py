@@ -88,7 +88,7 @@ def _gradient_identity(row: Rows, tally: Tally, arithmetic: Arithmetic, fmt: For
     energies = row.energies.astype(np.longdouble)
     truth = true_responsibilities(energies, fmt)
     negated = Enclosures(-truth.mid, -truth.tail, truth.radius, truth.settled)
-    allowed = log_partition_gradient_budget(-gap_to_smallest(arithmetic.point(energies)))
+    allowed = log_partition_gradient_budget(_centered(arithmetic.point(energies)))
     _flat(tally, row, slope, negated, allowed)
 
 
@@ -106,6 +106,12 @@ def log_partition_gradient_budget(energies: Rounded) -> Rounded:
         partition = _either(is_exact, partition, partition - least)
         partition = Rounded(energies.arithmetic, partition.low[..., None], partition.high[..., None])
         return -((scores - partition).rising("exp", np.exp, lambda y: y))
+
+
+def _centered(energies: Rounded) -> Rounded:
+    """Less the smallest."""
+    with np.errstate(invalid="ignore"):  # of ∞ nothing is rounded
+        return -gap_to_smallest(energies)
 
 
 def _either(where: NDArray[np.bool_], one: Rounded, other: Rounded) -> Rounded:
@@ -141,7 +147,7 @@ def _hessian(row: Rows, tally: Tally, arithmetic: Arithmetic, fmt: Format) -> No
         r = truth.mid[0]
         diagonal = np.diag(r)
         true = _exact(diagonal - np.outer(r, r))
-        bound = log_partition_gradient_budget(-gap_to_smallest(arithmetic.point(exact)))
+        bound = log_partition_gradient_budget(_centered(arithmetic.point(exact)))
         with np.errstate(all="ignore"):
             error = np.maximum(np.abs(bound.low + r), np.abs(bound.high + r))[0]
             # Autograd differentiates softmax: g·r − r·Σ(g·r) with the rounded r, each product and difference rounded
