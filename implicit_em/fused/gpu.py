@@ -568,12 +568,11 @@ def _function(name: str, program: Program, bound: Mapping[str, str], arguments: 
 
 def _sum(program: Program, bound: Mapping[str, str], arguments: Sequence[str]) -> str:
     """total + the program's result; of a product it is one operation."""
-    (result,), lines = program.results, _body(program, bound)
+    (result,), added = program.results, f"total + {operand(program.results[0])}"
     last = next((each for each in program.statements if each.target == result and each.operation == "mul"), None)
-    if last is None:
-        return _jitted(f"plus_summand({', '.join(arguments)})", [*lines, f"return total + {operand(result)}"])
-    one, other = map(operand, last.operands)
-    return _jitted(f"plus_summand({', '.join(arguments)})", [*lines, f"return tl.fma({one}, {other}, total)"])
+    if last is not None:
+        program, added = restricted(program, last.operands), f"tl.fma({', '.join(map(operand, last.operands))}, total)"
+    return _jitted(f"plus_summand({', '.join(arguments)})", [*_body(program, bound), f"return {added}"])
 
 
 def _slopes(program: Program, bound: Mapping[str, str], names: Sequence[str]) -> str:
